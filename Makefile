@@ -1,0 +1,40 @@
+# make run    a fresh clone to an executed main.ipynb under build/
+# make test   lint, unit tests and strict re-execution of every notebook
+PYTHON ?= python3
+VENV := .venv
+BIN := $(abspath $(VENV))/bin
+STAMP := $(VENV)/.requirements.stamp
+
+.PHONY: run test lint unit notebooks data lock clean
+
+run: data
+	mkdir -p build
+	$(BIN)/jupyter nbconvert --execute --to notebook --output-dir build main.ipynb
+	$(BIN)/jupyter nbconvert --to html --output-dir build build/main.ipynb
+	@echo "Open build/main.html"
+
+test: lint unit notebooks
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+unit: $(STAMP)
+	$(BIN)/pytest
+
+notebooks: data
+	$(BIN)/pytest --nbval --nbval-cell-timeout=600 -p no:cacheprovider main.ipynb notebooks
+
+data: $(STAMP)
+	$(BIN)/python -m src road data
+
+$(STAMP): requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+lock: $(STAMP)
+	$(BIN)/pip freeze --exclude-editable > requirements.lock
+
+clean:
+	rm -rf build runs data/mini
