@@ -1,0 +1,181 @@
+"""Checkpoints: written atomically, read without executing code, refused with a reason.
+
+A checkpoint is one dict of tensors and plain values::
+
+    {"format": 1, "weights": state dict, "config": {...}, "step": int, "epoch": int,
+     "metric": {"name": str, "value": float}, "torch": version, "extras": {...}}
+
+``extras`` holds what a room needs beside the weights (statistics, thresholds, curves).
+"""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from src import settings
+
+FORMAT = 1
+LIMIT = 20_000_000  # bytes of a committed weights file
+
+
+class CheckpointError(settings.InputError):
+    """A checkpoint that is missing, damaged, foreign or made with another config."""
+
+
+def save(path: Path | str, weights: dict, *, half: bool = False, **fields: Any) -> Path:
+    """Write a checkpoint so that a reader sees the old file or the new one, never a part.
+
+    ``half`` stores floating-point weights as fp16 (they load back as fp32): half the file for a rounding of
+    at most 2^-11 relative (2^-25 absolute below 2^-14); a weight outside fp16's range is an error.
+    ``fields`` are added as they are.
+    """
+    weights = {name: tensor.detach().cpu() for name, tensor in weights.items()}
+    if half:
+        weights = {name: _to_half(name, tensor) for name, tensor in weights.items()}
+    write({"format": FORMAT, "torch": str(torch.__version__), "weights": weights, **fields}, path)
+    return Path(path)
+
+
+def write(content: dict, path: Path | str) -> None:
+    """``torch.save`` through a temporary file in the same folder: write, fsync, rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def round_to_fit(model: nn.Module) -> bool:
+    """Round the model's weights to fp16 in place if only so its file stays within LIMIT; whether it did."""
+    state = model.state_dict()
+    size = sum(t.numel() * t.element_size() for t in state.values())
+    half = size > LIMIT >= size // 2
+    if half:
+        model.load_state_dict({name: _to_half(name, tensor).float() if tensor.is_floating_point() else tensor
+                               for name, tensor in state.items()})  # fmt: skip
+    return half
+
+
+def _to_half(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    half = tensor.half() if tensor.is_floating_point() else tensor
+    if not torch.isfinite(half).all():
+        raise CheckpointError(f"{name} is not finite or exceeds the range of fp16 (65504): save it with half=False")
+    return half
+
+
+def read(path: Path | str) -> dict:
+    """The raw content of a torch file, loaded with ``weights_only``.
+
+    Raises CheckpointError naming the file and the remedy when it is missing, truncated or holds
+    anything but tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file; check the path, or train or download it")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):  # says nothing about the file's content
+        raise
+    except Exception as error:  # torch reports damage by many exception types; all mean the same here
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path} is truncated or not a checkpoint ({reason}); delete it and fetch or train it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint; check the file name")
+    return content
+
+
+def load(path: Path | str) -> dict:
+    """A checkpoint of this project with fp32 weights; CheckpointError for any other file."""
+    content = read(path)
+    if content.get("format") != FORMAT or not {"weights", "config"} <= content.keys():
+        raise CheckpointError(f"{path} was not written by this project; train or download its own weights")
+    content["weights"] = {
+        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in content["weights"].items()
+    }
+    return content
+
+
+def is_bare_state_dict(content: dict) -> bool:
+    """Whether a file holds only named tensors, as torchvision's own weight files do."""
+    return bool(content) and all(isinstance(value, torch.Tensor) for value in content.values())
+
+
+def load_weights(model: nn.Module, weights: dict, source: Path | str) -> None:
+    """``load_state_dict`` whose failure names the file and the first differing entries."""
+    own = model.state_dict()
+    missing = sorted(own.keys() - weights.keys())
+    unexpected = sorted(weights.keys() - own.keys())
+    shapes = sorted(n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape)
+    if missing or unexpected or shapes:
+        lists = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+        reason = "; ".join(f"{len(v)} {k} (first: {v[0]})" for k, v in lists.items() if v)
+        raise CheckpointError(f"{source} does not fit the model: {reason}")
+    model.load_state_dict(weights)
+
+
+def config_differences(ours: dict, theirs: dict) -> list[str]:
+    """One line per setting in which two configs differ; values compare as their plain (list) form."""
+    ours, theirs = plain(ours), plain(theirs)
+    keys = sorted(ours.keys() | theirs.keys())
+    absent = "(absent)"
+    return [
+        f"{key}: {theirs.get(key, absent)!r} in the file, {ours.get(key, absent)!r} asked for"
+        for key in keys
+        if ours.get(key, absent) != theirs.get(key, absent)
+    ]
+
+
+def plain(value: Any) -> Any:
+    """Config values in the form a checkpoint or JSON keeps them: tuples become lists."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def require_same_config(config: dict, content: dict, source: Path | str) -> None:
+    """Raise CheckpointError listing every setting in which ``config`` and the checkpoint's own differ."""
+    differences = config_differences(config, content["config"])
+    if differences:
+        raise CheckpointError(
+            f"{source} was made with another config:\n  "
+            + "\n  ".join(differences)
+            + "\nuse the same settings, or another run directory or weights file"
+        )
+
+
+def load_or_train(
+    path: Path | str,
+    config: dict,
+    train: Callable[[], Any],
+    *,
+    command: str,
+    run_training: bool = settings.RUN_TRAINING,
+) -> dict:
+    """Three states and no fourth: load what exists; train what is missing if training is on; else stop.
+
+    ``train`` must leave a checkpoint at ``path``. ``command`` is what makes or fetches the weights and is
+    named in the error. An existing file that cannot be loaded never becomes a training run.
+    """
+    path = Path(path)
+    if not path.exists():
+        if not run_training:
+            raise CheckpointError(f"{path} is missing and training is off. Make it with:\n  {command}")
+        train()
+    content = load(path)
+    require_same_config(config, content, path)
+    return content

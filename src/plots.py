@@ -1,0 +1,136 @@
+"""The house style, and the figures that more than one room draws.
+
+Colours are Okabe and Ito's colour-blind-safe cycle; scores use a perceptually uniform map.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from src import settings
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+SCORE_MAP = "inferno"
+WIDTH = 9.0  # inches: readable at GitHub's column width
+
+
+def style() -> None:
+    """Set matplotlib to the house style; called by every notebook's set-up cell."""
+    plt.rcParams.update(
+        {
+            "axes.prop_cycle": plt.cycler(color=COLORS),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.alpha": 0.3,
+            "axes.titlesize": 10,
+            "axes.labelsize": 10,
+            "font.size": 10,
+            "legend.frameon": False,
+            "legend.fontsize": 9,
+            "figure.dpi": 100,
+            "savefig.dpi": 100,
+            "savefig.bbox": "tight",
+            "figure.constrained_layout.use": True,
+            "image.interpolation": "nearest",
+        }
+    )
+
+
+def save(figure: Figure, name: str) -> Path:
+    """Write a figure as ``assets/figures/<name>.png`` and close it."""
+    path = settings.FIGURES_DIR / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)
+    return path
+
+
+def image_grid(rows: Sequence[Sequence[np.ndarray]], columns: Sequence[str] = (), names: Sequence[str] = (),
+               width: float = WIDTH, cmap: str = SCORE_MAP) -> Figure:  # fmt: skip
+    """A grid of images: (H,W,3) uint8 shown as they are, (H,W) floats as scores on their own range.
+
+    ``columns`` titles the first row, ``names`` labels the rows.
+    """
+    height, breadth = rows[0][0].shape[:2]
+    count = len(rows[0])
+    cell = width / count
+    figure, axes = plt.subplots(len(rows), count, squeeze=False,
+                                figsize=(width, (cell * height / breadth + 0.08) * len(rows) + 0.3))  # fmt: skip
+    for axis_row, row in zip(axes, rows, strict=True):
+        for axis, image in zip(axis_row, row, strict=True):
+            axis.imshow(image, cmap=cmap if image.ndim == 2 else None)
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+    for axis, title in zip(axes[0], columns, strict=False):
+        axis.set_title(title)
+    for axis, name in zip(axes[:, 0], names, strict=False):
+        axis.set_ylabel(name, fontsize=9)
+    return figure
+
+
+def overlay(image: np.ndarray, colors: np.ndarray, alpha: float = 0.5) -> np.ndarray:
+    """Blend colours over an image, both uint8 (H,W,3)."""
+    return np.uint8(np.round((1 - alpha) * image + alpha * colors))
+
+
+def heat(score: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
+    """Scores (H,W) -> colours uint8 (H,W,3), linear between ``low`` and ``high`` (default: their range)."""
+    low = float(score.min()) if low is None else low
+    high = float(score.max()) if high is None else high
+    scaled = np.clip((score - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1)
+    return np.uint8(plt.get_cmap(SCORE_MAP)(scaled)[..., :3] * 255)
+
+
+def learning_curves(history: list[dict], metrics: Sequence[str], best: int | None = None) -> Figure:
+    """Training loss, learning rate and validation metrics over epochs; the chosen epoch marked."""
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.6))
+    epochs = [row["epoch"] for row in history]
+    axes[0].plot(epochs, [row["loss"] for row in history])
+    axes[0].set(title="training loss", xlabel="epoch")
+    for metric in metrics:
+        axes[1].plot(epochs, [row[metric] for row in history], label=metric.replace("_", " "))
+    axes[1].set(title="validation", xlabel="epoch")
+    if best:
+        axes[1].axvline(best, color="grey", linestyle=":", label=f"chosen epoch {best}")
+    axes[1].legend()
+    axes[2].plot(epochs, [row["lr"] for row in history])
+    axes[2].set(title="learning rate", xlabel="epoch")
+    return figure
+
+
+def pr_roc(curves: dict[str, dict[str, np.ndarray]], base_rate: float) -> Figure:
+    """Precision-recall and ROC curves; each entry holds recall, precision, fpr, tpr arrays."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.6))
+    for name, curve in curves.items():
+        left.plot(curve["recall"], curve["precision"], label=name)
+        right.plot(curve["fpr"], curve["tpr"], label=name)
+    left.axhline(base_rate, color="grey", linestyle=":", label=f"chance {base_rate:.3f}")
+    left.set(xlabel="recall", ylabel="precision", title="precision-recall", xlim=(0, 1), ylim=(0, 1))
+    right.plot([0, 1], [0, 1], color="grey", linestyle=":")
+    right.axhline(0.95, color="grey", linewidth=0.8)
+    right.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC (line: TPR 0.95)",
+              xlim=(0, 1), ylim=(0, 1))  # fmt: skip
+    left.legend()
+    return figure
+
+
+def bars(values: dict[str, float], xlabel: str, reference: dict[str, float] | None = None,
+         reference_label: str = "") -> Figure:  # fmt: skip
+    """Horizontal bars, in the order given, with an optional reference marked on each."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.28 * len(values) + 0.9))
+    names = list(values)
+    axis.barh(names, [values[name] for name in names], height=0.7)
+    if reference:
+        shown = [name for name in names if name in reference]
+        axis.plot([reference[n] for n in shown], shown, "|", color="black", markersize=12, label=reference_label)
+        axis.legend()
+    axis.invert_yaxis()
+    axis.set(xlabel=xlabel)
+    return figure

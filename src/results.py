@@ -1,0 +1,121 @@
+"""The JSON record of a run, and the tables read back from records."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src import checkpoints, settings
+
+
+class ResultError(settings.InputError):
+    """A record that is missing or lacks a key."""
+
+
+def fingerprint(paths: Iterable[Path], root: Path) -> dict[str, Any]:
+    """Number of files and one SHA-256 over their sorted relative names and contents."""
+    digest, count = hashlib.sha256(), 0
+    for path in sorted(paths):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        count += 1
+    return {"files": count, "sha256": digest.hexdigest()}
+
+
+def git_revision() -> str:
+    """Commit of the code, ``-dirty`` added when files under src differ from it, ``unknown`` outside git."""
+    git = ["git", "-C", str(settings.ROOT)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):  # no git here, or no commit to name
+        return "unknown"
+    status = subprocess.run([*git, "status", "--porcelain", "src"], capture_output=True, text=True, check=True)
+    return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
+
+
+def device_name() -> str:
+    """The GPU's name, or the kind of CPU and its number of threads."""
+    if settings.DEVICE.type == "cuda":
+        return torch.cuda.get_device_name(settings.DEVICE)
+    return f"{settings.DEVICE.type}, {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def provenance(command: str, config: dict, data: dict, protocol: str, seconds: float) -> dict[str, Any]:
+    """The fields of a record that say where its metrics come from."""
+    return {
+        "command": command,
+        "git_revision": git_revision(),
+        "config": checkpoints.plain(config),
+        "seed": config["seed"],
+        "data": data,
+        "protocol": protocol,
+        "wall_time": round(seconds, 1),
+        "device": device_name(),
+        "torch": str(torch.__version__),
+    }
+
+
+def write(content: dict, path: Path | str) -> Path:
+    """Write JSON atomically; NaN becomes null, as JSON has no NaN."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(_jsonable(content), indent=1, allow_nan=False) + "\n")
+    temporary.replace(path)
+    return path
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and value != value:
+        return None
+    return value
+
+
+def record_path(room: str, run: str) -> Path:
+    """Where the record of a run is kept."""
+    return settings.RESULTS_DIR / room / f"{run}.json"
+
+
+def load(room: str, run: str) -> dict[str, Any]:
+    """The record ``assets/results/<room>/<run>.json``; ResultError if it is missing or not JSON."""
+    path = record_path(room, run)
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError) as error:
+        remedy = f"`python -m src {room} evaluate --json {path}` writes such a record"
+        raise ResultError(f"{path} is missing or damaged ({error}); {remedy}") from error
+
+
+def value(room: str, run: str, key: str) -> Any:
+    """One entry of a record by its dotted key, such as ``protocols.pooled.msp.aupr``."""
+    entry: Any = load(room, run)
+    for part in key.split("."):
+        try:
+            entry = entry[int(part)] if isinstance(entry, list) else entry[part]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ResultError(f"record {room}/{run} has no entry {key!r} (at {part!r})") from error
+    return entry
+
+
+def table(rows: dict[str, dict[str, Any]], digits: int = 3, corner: str = "") -> str:
+    """Rows of named values as a Markdown table; floats rounded, missing values a dash."""
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+
+    def cell(entry: Any) -> str:
+        if entry is None or entry != entry:
+            return "–"
+        return f"{entry:.{digits}f}" if isinstance(entry, float) else str(entry)
+
+    lines = [[corner, *columns], ["---", *["---:"] * len(columns)]]
+    lines += [[name, *(cell(row.get(key)) for key in columns)] for name, row in rows.items()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,80 @@
+"""Paths, profile, flags, seeds and device: the only module that reads the environment.
+
+Every setting has the environment variable of its own name (``PROFILE=real python -m src ...``).
+"""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+
+PROFILES = ("mini", "real", "full")
+
+
+class InputError(ValueError):
+    """Something given by the user that cannot be used; the message names it and the remedy."""
+
+
+def _choice(name: str, default: str, allowed: tuple[str, ...]) -> str:
+    value = os.environ.get(name, default)
+    if value not in allowed:
+        raise InputError(f"{name}={value!r}: expected one of {', '.join(allowed)}")
+    return value
+
+
+def _flag(name: str, default: bool) -> bool:
+    value = os.environ.get(name, str(int(default))).strip().lower()
+    if value not in ("0", "1", "true", "false"):
+        raise InputError(f"{name}={value!r}: expected 0, 1, true or false")
+    return value in ("1", "true")
+
+
+def _integer(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    try:
+        return int(value)
+    except ValueError as error:
+        raise InputError(f"{name}={value!r}: expected an integer") from error
+
+
+def _folder(name: str, default: Path) -> Path:
+    value = os.environ.get(name, str(default))
+    path = Path(value).expanduser().absolute()
+    if not value or path.is_file():
+        raise InputError(f"{name}={value!r}: expected a folder")
+    return path
+
+
+def _device() -> torch.device:
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    value = os.environ.get("DEVICE", best)
+    try:
+        device = torch.device(value)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"DEVICE={value!r} cannot be used here ({str(error).splitlines()[0]}); try {best}") from error
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:  # under torchrun each process owns one GPU
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    return device
+
+
+ROOT = _folder("ROOT", Path(__file__).resolve().parents[1])
+DATA_DIR = _folder("DATA_DIR", ROOT / "data")
+WEIGHTS_DIR = ROOT / "assets" / "weights"
+RESULTS_DIR = ROOT / "assets" / "results"
+FIGURES_DIR = ROOT / "assets" / "figures"
+RUNS_DIR = ROOT / "runs"
+PROFILE = _choice("PROFILE", "mini", PROFILES)
+RUN_TRAINING = _flag("RUN_TRAINING", False)
+SEED = _integer("SEED", 42)
+DEVICE = _device()
+
+
+def seed_everything(seed: int = SEED) -> None:
+    """Seed Python, NumPy and torch (every device) with one number."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
