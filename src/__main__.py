@@ -1,0 +1,134 @@
+"""The command line of all rooms: ``python -m src ROOM ACTION [options] [key=value ...]``."""
+
+import argparse
+import importlib
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from src import results, settings
+
+ROOMS = ("road",)
+ACTIONS = ("data", "train", "evaluate", "predict", "figures")
+EXAMPLES = """examples:
+  python -m src road data                            write the mini data set (offline, about a minute)
+  python -m src road train                           train the mini model on it
+  python -m src road evaluate --json out.json        measure the committed mini model on the test split
+  python -m src road evaluate --dataset camvid --root DIR --split test \\
+      --weights assets/weights/road/camvid.pth       measure the CamVid model
+  python -m src road evaluate --dataset road_anomaly --root DIR --weights assets/weights/road/camvid.pth
+  python -m src road predict street.jpg --weights assets/weights/road/camvid.pth --out build/street
+  python -m src road train --profile real --root DIR --weights mobilenet_v2_imagenet.pth
+  torchrun --nproc-per-node 4 -m src road train --profile full --root DIR
+  python -m src road train epochs=5 lr=1e-3          any setting of the room's Config as key=value
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(
+        prog="python -m src",
+        description="Find what does not belong: data, training, evaluation, prediction and figures of a room.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_argument("room", choices=ROOMS)
+    options.add_argument("action", choices=ACTIONS)
+    options.add_argument("items", nargs="*", metavar="key=value | FILE", help="settings; for predict also images")
+    options.add_argument("--profile", choices=settings.PROFILES, default=settings.PROFILE)
+    options.add_argument("--dataset", help="default: the profile's own")
+    options.add_argument("--root", type=Path, metavar="DIR", help="where the data set lies (default: under DATA_DIR)")
+    options.add_argument("--split", default="test", help="split to evaluate (default: test)")
+    options.add_argument("--weights", type=Path, metavar="FILE",
+                         help="checkpoint to use; for train: local pretrained weights to start from")  # fmt: skip
+    options.add_argument("--json", type=Path, metavar="OUT", help="write the record of an evaluation here")
+    options.add_argument("--out", type=Path, metavar="DIR", default=Path("build/predictions"),
+                         help="where predict writes its pictures (default: build/predictions)")  # fmt: skip
+    return options
+
+
+def base_config(room, arguments: argparse.Namespace):
+    """The profile's config, for the data set named on the command line where it can be trained on."""
+    if arguments.profile != "real":
+        return getattr(room.Config, arguments.profile)()
+    return room.Config.real(arguments.dataset) if arguments.dataset in room.REAL else room.Config.real()
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = parser().parse_intermixed_args(argv)
+    room = importlib.import_module(f"src.{arguments.room}")
+    overrides = [item for item in arguments.items if "=" in item]
+    files = [Path(item) for item in arguments.items if "=" not in item]
+    if files and arguments.action != "predict":
+        print(f"error: {files[0]}: only predict takes files; settings are given as key=value", file=sys.stderr)
+        return 2
+    try:
+        run(room, arguments, overrides, files, argv)
+    except (settings.InputError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(room, arguments: argparse.Namespace, overrides: list[str], files: list[Path], argv: list[str]) -> None:
+    config = base_config(room, arguments)
+    if arguments.action in ("data", "train"):
+        config = config.override([f"dataset={arguments.dataset or config.dataset}", *overrides])
+    if arguments.action == "data":
+        room.make_data(config, arguments.root)
+        return
+    if arguments.action == "train":
+        trained = room.train(config, arguments.root, weights=arguments.weights)
+        print(f"wrote {trained.source}")
+        return
+    if arguments.action == "predict" and not files:
+        raise settings.InputError("predict needs image files: python -m src ROOM predict FILE ...")
+    trained = room.load(arguments.weights or existing_weights(room, config, arguments), config, overrides)
+    if arguments.action == "evaluate":
+        record = evaluate(room, trained, arguments, argv)
+        if arguments.json:
+            print(f"wrote {results.write(record, arguments.json)}")
+    elif arguments.action == "predict":
+        print(json.dumps(room.predict(trained, files, arguments.out), indent=1))
+    else:
+        for path in room.draw(trained, arguments.root, arguments.dataset):
+            print(f"wrote {path}")
+
+
+def existing_weights(room, config, arguments: argparse.Namespace) -> Path:
+    path = room.weights_path(config)
+    if not path.exists():
+        train = f"python -m src {arguments.room} train --profile {arguments.profile}"
+        raise settings.InputError(f"{path} is missing; make it with `{train}`, or name a file with --weights FILE")
+    return path
+
+
+def evaluate(room, trained, arguments: argparse.Namespace, argv: list[str]) -> dict:
+    """Evaluate, print the headline, and return the record."""
+    start = time.monotonic()
+    metrics, data, protocol = room.measure(trained, arguments.root, arguments.dataset, arguments.split)
+    command = shlex.join(["python", "-m", "src", *_portable(argv)])
+    config = vars(trained.config)
+    record = results.provenance(command, config, data, protocol, time.monotonic() - start) | metrics
+    headline = {key: value for key, value in metrics.items() if isinstance(value, float)}
+    print("  ".join(f"{key} {value:.4f}" for key, value in headline.items()))
+    return record
+
+
+def _portable(arguments: list[str]) -> list[str]:
+    """Arguments without this machine's folders: a path outside the project becomes DIR/<its name>."""
+    shown = []
+    for argument in arguments:
+        option, equals, value = argument.rpartition("=")
+        path = Path(value)
+        if path.is_absolute():
+            inside = path.is_relative_to(settings.ROOT)
+            value = str(path.relative_to(settings.ROOT)) if inside else f"DIR/{path.name}"
+        shown.append(option + equals + value)
+    return shown
+
+
+if __name__ == "__main__":
+    sys.exit(main())

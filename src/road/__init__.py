@@ -1,0 +1,235 @@
+"""Unexpected objects on roads: closed-set segmentation, and scores of what it does not know.
+
+The doors, alike in every room: ``Config``, ``datasets(config)``, ``build_model(config)``, ``train(config)``,
+``evaluate(config, model)``; for the command line also ``make_data``, ``load``, ``predict`` and ``draw``.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from src import checkpoints, results, settings, training
+from src.metrics import ConfusionMatrix
+from src.road import data, figures, scenes
+from src.road import evaluate as evaluation
+from src.road.model import deeplabv3, load_pretrained, load_segmentation, predict_logits, segmentation_loss
+
+REAL = ("camvid",)  # the data sets that profile real trains on
+
+
+@dataclass(frozen=True)
+class Config(training.FitConfig):
+    """What the road room can vary; the three profiles are its named values."""
+
+    dataset: str = "mini"
+    backbone: str = "mobilenet_v2"
+    width: float = 1.0  # channel multiplier of mobilenet_v2
+    output_stride: int = 8
+    pretrained: str = "none"  # none | imagenet (backbone) | coco (all but the class layers)
+    image_size: tuple[int, ...] = (180, 320)  # (H,W), or (short side,) with the aspect ratio kept
+    crop_size: tuple[int, int] | None = None
+    augmentation: str = "flip"
+    balance: bool = False  # weigh classes by 1/sqrt(pixel share) in the loss
+    aux_weight: float = 0.4
+
+    @classmethod
+    def mini(cls) -> Self:
+        return cls(epochs=24, batch_size=8, optimizer="adamw", lr=3e-3, weight_decay=1e-2, schedule="poly",
+                   warmup=75, clip_norm=5.0, width=0.5, augmentation="user", balance=True)  # fmt: skip
+
+    @classmethod
+    def real(cls, dataset: str = "camvid") -> Self:
+        return cls(dataset=dataset, pretrained="imagenet", output_stride=16, image_size=(540,),
+                   crop_size=(360, 480), augmentation="scale_jitter", balance=True, epochs=32, batch_size=8,
+                   optimizer="adamw", lr=6e-4, weight_decay=1e-2, schedule="poly", warmup=100,
+                   clip_norm=5.0)  # fmt: skip
+
+    @classmethod
+    def full(cls) -> Self:
+        """The user's recipe for StreetHazards: torchvision's DeepLabV3-ResNet50 from COCO weights."""
+        return cls(dataset="streethazards", backbone="resnet50", pretrained="coco", image_size=(512, 512),
+                   augmentation="user", epochs=30, batch_size=4, optimizer="adam", lr=1e-4,
+                   schedule="plateau", plateau_patience=3, plateau_factor=0.5)  # fmt: skip
+
+
+@dataclass
+class Trained:
+    """A model with what was learned beside its weights; ``calibration`` is None for a bare state dict."""
+
+    config: Config
+    model: nn.Module
+    calibration: dict | None
+    history: list[dict]
+    source: Path
+
+
+def default_root(dataset: str) -> Path:
+    return settings.DATA_DIR / ("mini/road" if dataset == "mini" else dataset)
+
+
+def weights_path(config: Config) -> Path:
+    return settings.WEIGHTS_DIR / "road" / f"{config.dataset}.pth"
+
+
+def make_data(config: Config, root: Path | None = None) -> None:
+    """Write the mini data set (if asked for), and the record of class shares of whatever data set it is."""
+    root = root or default_root(config.dataset)
+    if config.dataset == "mini":
+        scenes.write_dataset(root)
+    sets = datasets(config, root, data.dataset_class(config.dataset).splits)
+    shares = {split: data.class_distribution(dataset) for split, dataset in sets.items()}
+    results.write({"distribution": shares}, results.record_path("road", f"{config.dataset}_distribution"))
+
+
+def datasets(config: Config, root: Path | None = None, splits: Sequence[str] = ("train", "val", "test")) -> dict:
+    """split -> RoadDataset, read from ``root`` (default: the data set's folder under DATA_DIR)."""
+    kind = data.dataset_class(config.dataset)
+    return {split: kind(root or default_root(config.dataset), split) for split in splits}
+
+
+def get_dataloaders(
+    config: Config, root: Path | None = None, splits: Sequence[str] = ("train", "val", "test")
+) -> dict[str, DataLoader]:
+    """split -> batches: of ``Batches``, shuffled and augmented, for train; in order for the others.
+
+    The others give this process's share of the split, whole images, and masks in their own size.
+    """
+    loaders = {}
+    for split, dataset in datasets(config, root, splits).items():
+        if split == "train":
+            augment = data.Augment(config.augmentation, len(dataset.classes), config.image_size, config.crop_size)
+            loaders[split] = training.Batches(dataset, config, augment)
+        else:
+            share = training.shard(dataset)
+            loaders[split] = data.evaluation_loader(share, config.image_size, config.batch_size, config.workers)
+    return loaders
+
+
+def build_model(config: Config) -> nn.Module:
+    """DeepLabV3 for the known classes of the config's data set, randomly initialised from its seed."""
+    settings.seed_everything(config.seed)
+    classes = len(data.dataset_class(config.dataset).classes)
+    if not classes:
+        raise settings.InputError(f"{config.dataset} names no classes to train on; use it with `evaluate` only")
+    return deeplabv3(config.backbone, classes, config.output_stride, config.width)
+
+
+def train(config: Config, root: Path | None = None, *, weights: Path | None = None,
+          run_dir: Path | None = None, out: Path | None = None) -> Trained:  # fmt: skip
+    """Train (or resume) the run in ``run_dir``, calibrate the scores, and write the checkpoint ``out``.
+
+    ``weights`` is a local file for the config's ``pretrained`` weights, in place of torchvision's download.
+    The epoch is chosen by validation mIoU. The file is stored in fp16 where that brings it under
+    ``checkpoints.LIMIT``; calibration and the stored validation metrics are those of the stored weights.
+    """
+    run_dir = run_dir or settings.RUNS_DIR / "road" / config.dataset
+    sets = datasets(config, root, ("train", "val"))
+    loaders = get_dataloaders(config, root, ("train", "val"))
+    model = build_model(config)
+    load_pretrained(model, config.backbone, config.pretrained, weights)
+    balance = data.class_weights(sets["train"]).to(settings.DEVICE) if config.balance else None
+    check = partial(validate, loader=loaders["val"], dataset=sets["val"])
+    history = training.fit(
+        model,
+        loaders["train"],
+        partial(segmentation_loss, class_weights=balance, aux_weight=config.aux_weight, ignore=data.IGNORE),
+        check,
+        config,
+        run_dir=run_dir,
+        monitor="miou",
+    )
+    exact = check(model)
+    half = checkpoints.round_to_fit(model)
+    stored = check(model)
+    extras = {
+        "history": history,
+        "calibration": evaluation.calibrate(model, sets, config),
+        "validation": {"trained": exact, "stored": stored},
+    }
+    best = max(history, key=lambda row: row["miou"])
+    checkpoints.save(out or weights_path(config), model.state_dict(), half=half,
+                     config=checkpoints.plain(asdict(config)), epoch=best["epoch"],
+                     step=best["epoch"] * math.ceil(len(loaders["train"]) / config.accumulate),
+                     metric={"name": "miou", "value": stored["miou"]}, extras=extras)  # fmt: skip
+    return Trained(config, model, extras["calibration"], history, out or weights_path(config))
+
+
+def validate(model: nn.Module, loader: DataLoader, dataset: data.RoadDataset) -> dict[str, float]:
+    """Closed-set mIoU and pixel accuracy on a data set, of which ``loader`` gives this rank's share."""
+    matrix = ConfusionMatrix(len(dataset.classes), data.IGNORE)
+    for batch in loader:
+        batch = training.to_device(batch)
+        logits = predict_logits(model, batch["image"], batch["mask"].shape[-2:])
+        matrix.update(logits.argmax(1), data.known_only(batch["mask"], dataset))
+    matrix.all_reduce()
+    result = matrix.compute()
+    return {name: result[name] for name in ("miou", "pixel_accuracy")}
+
+
+def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> Trained:
+    """Model, config and calibration of a checkpoint of this project, or of a bare torchvision state dict.
+
+    A checkpoint brings its own config; an override that contradicts it is an error. A bare state dict takes
+    ``fallback`` with the overrides applied, and has no calibration.
+    """
+    content = checkpoints.read(path)
+    if checkpoints.is_bare_state_dict(content):
+        config = fallback.override(overrides)
+        model = build_model(config)
+        load_segmentation(model, content, path)
+        return Trained(config, model, None, [], Path(path))
+    content = checkpoints.load(path)
+    config = Config.from_plain(content["config"])
+    checkpoints.require_same_config(asdict(config.override(overrides)), content, path)
+    model = build_model(config)
+    checkpoints.load_weights(model, content["weights"], path)
+    extras = content.get("extras", {})  # the best.pth of a run has none yet
+    return Trained(config, model, extras.get("calibration"), extras.get("history", []), Path(path))
+
+
+def evaluate(
+    config: Config,
+    model: nn.Module,
+    root: Path | None = None,
+    *,
+    calibration: dict | None = None,
+    dataset: str | None = None,
+    split: str = "test",
+    statistics: str = "train",
+) -> evaluation.Evaluation:
+    """Measure a model on a split of its own data set, or of another one (``dataset``) with the same classes."""
+    kind, own = data.dataset_class(dataset or config.dataset), data.dataset_class(config.dataset)
+    if kind.classes and kind.classes != own.classes:
+        raise settings.InputError(f"weights for the classes of {config.dataset} cannot be evaluated on {dataset}")
+    samples = kind(root or default_root(dataset or config.dataset), split)
+    return evaluation.evaluate(model, samples, config, calibration, statistics)
+
+
+def measure(trained: Trained, root: Path | None, dataset: str | None, split: str) -> tuple[dict, dict, str]:
+    """(metrics, data description, protocol) of an evaluation's record."""
+    name = dataset or trained.config.dataset
+    result = evaluate(trained.config, trained.model, root, calibration=trained.calibration, dataset=name, split=split)
+    root = root or default_root(name)
+    samples = data.dataset_class(name)(root, split)
+    described = {"dataset": name, "split": split, **results.fingerprint(data.paths(samples), root)}
+    return result.metrics, described, evaluation.PROTOCOL
+
+
+def predict(trained: Trained, files: Sequence[Path], out: Path) -> list[dict]:
+    """Write ``<stem>_overlay.png`` and ``<stem>_<score>.png`` for each image file; one summary row each."""
+    return [figures.write_prediction(trained, file, out) for file in files]
+
+
+def draw(trained: Trained, root: Path | None, dataset: str | None) -> list[Path]:
+    """The PNGs under assets/figures/road for a trained model on one data set."""
+    name = dataset or trained.config.dataset
+    kind = data.dataset_class(name)
+    splits = [split for split in kind.splits if split != "train"]
+    sets = {split: kind(root or default_root(name), split) for split in splits}
+    return figures.draw_all(trained, name, sets)

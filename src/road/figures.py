@@ -1,0 +1,212 @@
+"""What the road room draws: label maps, six-panel comparisons, score maps, SML step by step."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image
+
+from src import plots
+from src.road import data
+from src.road.evaluate import HEADLINE, Prediction, predict, predict_samples, sample_report
+from src.road.scores import (
+    dilated_smoothing,
+    max_logit,
+    scaled_dilation,
+    scaled_radii,
+    score_maps,
+    standardized_max_logits,
+    suppress_boundaries,
+)
+
+CORRECT, WRONG, UNLABELLED = (235, 235, 235), (213, 94, 0), (255, 255, 255)
+
+
+def legend_handles(dataset) -> list[Patch]:
+    entries = [(f"{i} {c.name}", c.color) for i, c in enumerate(dataset.classes)]
+    if dataset.anomaly is not None:
+        entries.append((f"{dataset.anomaly} anomaly", data.StreetHazards.anomaly_color))
+    return [Patch(facecolor=np.array(color) / 255, edgecolor="grey", label=name) for name, color in entries]
+
+
+def show_legend(dataset) -> Figure:
+    """Every class of a data set with its number and colour."""
+    handles = legend_handles(dataset)
+    figure = plt.figure(figsize=(plots.WIDTH, 0.3 * -(-len(handles) // 5)))
+    figure.legend(handles=handles, ncols=5, loc="center", frameon=False)
+    return figure
+
+
+def plot_samples(dataset, indices: Sequence[int]) -> Figure:
+    """Image, label map and both blended, one sample a row."""
+    rows = []
+    for index in indices:
+        sample = dataset[index]
+        image = sample["image"].permute(1, 2, 0).numpy()
+        colors = data.mask_to_rgb(sample["mask"][0], dataset)
+        rows.append([image, colors, plots.overlay(image, colors)])
+    return plots.image_grid(rows, ("image", "labels", "overlay"))
+
+
+def error_map(prediction: Prediction, dataset) -> np.ndarray:
+    """Colours (H,W,3): pale where the class is right, vermilion where wrong or anomalous, white unlabelled."""
+    colors = np.full((*prediction.mask.shape, 3), CORRECT, dtype=np.uint8)
+    colors[prediction.classes != prediction.mask] = WRONG
+    colors[prediction.mask == data.IGNORE] = UNLABELLED
+    return colors
+
+
+def six_panels(prediction: Prediction, dataset) -> Figure:
+    """Input, truth, prediction; overlay, confidence, error."""
+    truth = data.mask_to_rgb(prediction.mask, dataset)
+    colors = data.mask_to_rgb(prediction.classes, dataset)
+    confidence = prediction.confidence
+    panels = {
+        "input": prediction.image,
+        "truth": truth,
+        "prediction": colors,
+        "overlay": plots.overlay(prediction.image, colors),
+        f"confidence (mean {confidence.mean():.2f})": plots.heat(confidence, 0, 1),
+        "error": error_map(prediction, dataset),
+    }
+    height, width = confidence.shape
+    cell = plots.WIDTH / 3
+    figure, axes = plt.subplots(2, 3, figsize=(plots.WIDTH, 2 * (cell * height / width + 0.25)))
+    for axis, (title, panel) in zip(axes.flat, panels.items(), strict=True):
+        axis.imshow(panel)
+        axis.set_title(title)
+        axis.axis("off")
+    return figure
+
+
+def comparison_grid(predictions: Sequence[Prediction], dataset) -> Figure:
+    """Input, truth, prediction and error of several samples, one a row."""
+    rows = [
+        [
+            item.image,
+            data.mask_to_rgb(item.mask, dataset),
+            data.mask_to_rgb(item.classes, dataset),
+            error_map(item, dataset),
+        ]
+        for item in predictions
+    ]
+    return plots.image_grid(rows, ("input", "truth", "prediction", "error"))
+
+
+def score_grid(predictions: Sequence[Prediction], maps: Sequence[dict[str, torch.Tensor]], dataset) -> Figure:
+    """Input with the anomaly's outline, then one score map a column; each map on its own 1st..99th percentile."""
+    rows = []
+    for item, scores in zip(predictions, maps, strict=True):
+        panels = [outline(item.image, item.mask == dataset.anomaly) if item.mask is not None else item.image]
+        for score in scores.values():
+            values = score[0].numpy()
+            panels.append(plots.heat(values, *np.percentile(values, (1, 99))))
+        rows.append(panels)
+    return plots.image_grid(rows, ("input", *(name.replace("_", " ") for name in maps[0])))
+
+
+def outline(image: np.ndarray, region: np.ndarray, color=(60, 250, 240)) -> np.ndarray:
+    """The image with the border of a boolean region (H,W) drawn two pixels wide outside it."""
+    grown = torch.from_numpy(region)[None].float()
+    grown = torch.nn.functional.max_pool2d(grown, 5, 1, 2)[0].bool().numpy()
+    marked = image.copy()
+    marked[grown & ~region] = color
+    return marked
+
+
+def sml_stages(logits: torch.Tensor, statistics: dict) -> dict[str, torch.Tensor]:
+    """Max logit -> standardized -> boundary suppressed -> smoothed, each a score (1,H,W)."""
+    height, prediction = logits.shape[-2], logits.argmax(1)
+    standardized = standardized_max_logits(logits, statistics)
+    suppressed = suppress_boundaries(standardized, prediction, scaled_radii(height))
+    return {
+        "max_logit": max_logit(logits),
+        "standardized": standardized,
+        "boundary_suppressed": suppressed,
+        "smoothed": dilated_smoothing(suppressed, dilation=scaled_dilation(height)),
+    }
+
+
+def logit_distributions(logits: Sequence[torch.Tensor], masks: Sequence[np.ndarray], dataset) -> Figure:
+    """Max logit by predicted class (5th..95th percentile, median), normal pixels beside anomalous ones."""
+    values = np.concatenate([x.max(1).values.flatten().numpy() for x in logits])
+    classes = np.concatenate([x.argmax(1).flatten().numpy() for x in logits])
+    truth = np.concatenate([mask.ravel() for mask in masks])
+    figure, axis = plt.subplots(figsize=(plots.WIDTH, 3.4))
+    groups = {"normal": truth != dataset.anomaly, "anomalous": truth == dataset.anomaly}
+    for shift, (name, group) in zip((-0.17, 0.17), groups.items(), strict=True):
+        shown = [c for c in range(len(dataset.classes)) if (group & (classes == c)).sum() >= 20]
+        quantiles = np.array([np.percentile(values[group & (classes == c)], (5, 50, 95)) for c in shown])
+        at = np.array(shown) + shift
+        axis.vlines(at, quantiles[:, 0], quantiles[:, 2], color=plots.COLORS[name == "anomalous"], linewidth=3)
+        axis.plot(at, quantiles[:, 1], "o", color=plots.COLORS[name == "anomalous"], label=name)
+    names = [entry.name for entry in dataset.classes]
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axis.set(ylabel="max logit", xlabel="predicted class")
+    axis.legend()
+    return figure
+
+
+# ------------------------------------------------------------------------------------------ to files
+def write_prediction(trained, file: Path, out: Path) -> dict:
+    """Overlay and score map of one image file, and what to know of them."""
+    image = data.read_image(file)
+    item = predict(trained.model, image, trained.config, name=file.name)
+    kind = data.DATASETS[trained.config.dataset]
+    score = score_maps(item.logits, None, (HEADLINE,))[HEADLINE][0].numpy()
+    written = {
+        "overlay": plots.overlay(image, data.mask_to_rgb(item.classes, kind)),
+        HEADLINE: plots.heat(score, *np.percentile(score, (1, 99))),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    row = {"image": str(file)}
+    for name, picture in written.items():
+        path = out / f"{file.stem}_{name}.png"
+        Image.fromarray(picture).save(path)
+        row[name] = str(path)
+    row["mean_confidence"] = round(float(item.confidence.mean()), 4)
+    row["max_score"] = round(float(score.max()), 4)
+    if trained.calibration:
+        threshold = trained.calibration["thresholds"][HEADLINE]
+        row |= {"threshold": round(threshold, 4), "share_above_threshold": round(float((score >= threshold).mean()), 4)}
+    return row
+
+
+def spread(count: int, dataset) -> list[int]:
+    """Indices of ``count`` samples evenly spread over a data set: chosen by position, not by result."""
+    return np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist()
+
+
+def failures(predictions: Sequence[Prediction], dataset, count: int) -> list[Prediction]:
+    """The predictions of lowest mIoU, worst first."""
+    rows, _ = sample_report(predictions, dataset)
+    order = np.argsort([row["mIoU"] for row in rows.values()])
+    return [predictions[i] for i in order[:count]]
+
+
+def draw_all(trained, name: str, sets: dict) -> list[Path]:
+    """Qualitative figures and failures of each split, score maps of the test split, learning curves.
+
+    The score maps have no SML where the weights came without calibration.
+    """
+    drawn = {}
+    for split, dataset in sets.items():
+        predictions = predict_samples(trained.model, dataset, trained.config, spread(10, dataset))
+        if dataset.classes:
+            drawn[f"{split}_six"] = six_panels(predictions[len(predictions) // 2], dataset)
+            drawn[f"{split}_grid"] = comparison_grid(predictions[::3], dataset)
+            drawn[f"{split}_failures"] = comparison_grid(failures(predictions, dataset, 2), dataset)
+        if dataset.anomaly is not None and split == "test":
+            calibration = trained.calibration
+            names = ("msp", "max_logit", "sml") if calibration else ("msp", "max_logit")
+            statistics = calibration["statistics"]["train"] if calibration else None
+            maps = [score_maps(item.logits, statistics, names) for item in predictions[::3]]
+            drawn["scores"] = score_grid(predictions[::3], maps, dataset)
+    if trained.history and name == trained.config.dataset:
+        best = max(trained.history, key=lambda row: row["miou"])["epoch"]
+        drawn["curves"] = plots.learning_curves(trained.history, ("miou", "pixel_accuracy"), best)
+    return [plots.save(figure, f"road/{name}_{key}") for key, figure in drawn.items()]

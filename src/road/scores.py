@@ -1,0 +1,260 @@
+"""Anomaly scores from the logits of a closed-set segmentation network.
+
+Every score maps logits (B, C, H, W) to float32 (B, H, W), **higher where the pixel is more anomalous**. Any
+float dtype is cast to float32, inputs are never modified, gradients are not supported.
+
+Sources: maximum softmax probability, Hendrycks & Gimpel, ICLR 2017; max logit, Hendrycks et al., ICML 2022
+(arXiv:1911.11132); energy, Liu et al., NeurIPS 2020; standardized max logits (SML) with boundary suppression
+and dilated smoothing, Jung et al., ICCV 2021 (arXiv:2107.11264).
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+# A class predicted on fewer training pixels than this has no trustworthy mean and standard deviation.
+MIN_PIXELS = 100
+# Rows of a Cityscapes image: what the published suppression radii and smoothing dilation were chosen for.
+REFERENCE_HEIGHT = 1024
+
+
+def _relative_exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits minus their maximum, and exp() of that with 0 for the maximum's 1, which drowns the rest."""
+    logits = logits.float()
+    maximum, prediction = logits.max(dim=1, keepdim=True)
+    shifted = logits - maximum
+    return shifted, shifted.exp().scatter_(1, prediction, 0.0)
+
+
+def msp(logits: Tensor) -> Tensor:
+    """One minus the maximum softmax probability, summed from the others to be exact near 0; (B, H, W)."""
+    others = _relative_exponentials(logits)[1].sum(dim=1)
+    return others / (1 + others)
+
+
+def max_logit(logits: Tensor) -> Tensor:
+    """Minus the largest logit; (B, C, H, W) -> (B, H, W)."""
+    return -logits.float().amax(dim=1)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of the softmax in nats, in [0, ln C]; (B, C, H, W) -> (B, H, W)."""
+    shifted, exponentials = _relative_exponentials(logits)
+    others = exponentials.sum(dim=1)
+    return others.log1p() - (exponentials * shifted).sum(dim=1) / (1 + others)
+
+
+def energy(logits: Tensor) -> Tensor:
+    """Free energy at temperature 1, -ln(sum(exp(logits))); (B, C, H, W) -> (B, H, W)."""
+    return -logits.float().logsumexp(dim=1)
+
+
+SCORES = {"msp": msp, "max_logit": max_logit, "entropy": entropy, "energy": energy}
+
+
+class ClassStatistics:
+    """Mean and standard deviation of the max logit per *predicted* class, streamed in float64.
+
+    For the training images' full-resolution logits. Combines parts as Chan, Golub & LeVeque (1983) do.
+    """
+
+    def __init__(self, num_classes: int):
+        self.num_classes = num_classes
+        self._moments = torch.zeros(3, num_classes, dtype=torch.float64)  # count, mean, squared deviations
+
+    def update(self, logits: Tensor) -> None:
+        """Add every pixel of logits (B, C, H, W). Raises ValueError if C is not `num_classes`."""
+        if logits.shape[1] != self.num_classes:
+            raise ValueError(f"logits have {logits.shape[1]} classes, the statistics {self.num_classes}")
+        maximum, prediction = logits.detach().float().max(dim=1)
+        values, prediction = maximum.flatten().double(), prediction.flatten()
+        # index_add, unlike bincount, also runs on CUDA under torch.use_deterministic_algorithms.
+        zeros = values.new_zeros(self.num_classes)
+        count = zeros.index_add(0, prediction, torch.ones_like(values))
+        mean = zeros.index_add(0, prediction, values) / count.clamp(min=1)
+        deviations = zeros.index_add(0, prediction, (values - mean[prediction]).square())
+        self._absorb(torch.stack((count, mean, deviations)).cpu())
+
+    def merge(self, other: "ClassStatistics") -> None:
+        """Add the pixels that `other` has seen."""
+        self._absorb(other._moments)
+
+    def all_reduce(self) -> None:
+        """Give every process of an initialised torch.distributed group the total; else change nothing."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return
+        mine = self._moments.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, mine)
+        self._moments = torch.zeros_like(self._moments)
+        for part in parts:  # in rank order, so that all processes end with identical bits
+            self._absorb(part.cpu())
+
+    def compute(self) -> dict[str, Tensor]:
+        """`mean` and `std` (float32) and `count` (int64), each (C,) on the CPU, ready for a checkpoint.
+
+        A class predicted on fewer than `MIN_PIXELS` pixels, or whose max logit varies by no more than float32
+        rounding, takes the mean and (population) std over the pixels of all classes; `count` stays its own.
+        Raises ValueError if no pixel was seen, all max logits are equal, or one is not finite.
+        """
+        count, mean, deviations = self._moments
+        std = (deviations / count.clamp(min=1)).sqrt()
+        total = count.sum()
+        pooled_mean = (count * mean).sum() / total
+        pooled_std = ((deviations + count * (mean - pooled_mean).square()).sum() / total).sqrt()
+        rounding = torch.finfo(torch.float32).eps
+        if not pooled_std > rounding * pooled_mean.abs():  # NaN, from no or non-finite logits, is caught too
+            raise ValueError(f"no finite spread in {int(total)} pixels: update() with training images first")
+        unusable = (count < MIN_PIXELS) | (std <= rounding * mean.abs())
+        mean, std = torch.where(unusable, pooled_mean, mean), torch.where(unusable, pooled_std, std)
+        return {"mean": mean.float(), "std": std.float(), "count": count.long()}
+
+    def _absorb(self, moments: Tensor) -> None:
+        count, mean, deviations = self._moments
+        new_count, new_mean, new_deviations = moments
+        total = count + new_count
+        share = new_count / total.clamp(min=1)
+        delta = new_mean - mean
+        combined = deviations + new_deviations + delta.square() * count * share
+        self._moments = torch.stack((total, mean + delta * share, combined))
+
+
+def _standardize(logits: Tensor, statistics: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    mean, std = (statistics[key].to(logits.device, torch.float32) for key in ("mean", "std"))
+    if len(mean) != logits.shape[1]:
+        raise ValueError(f"statistics of {len(mean)} classes, logits of {logits.shape[1]}: not one model's")
+    maximum, prediction = logits.float().max(dim=1)
+    return (mean[prediction] - maximum) / std[prediction], prediction
+
+
+def standardized_max_logits(logits: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+    """Minus the max logit standardized for the predicted class c, -(max - mean_c) / std_c; (B, H, W).
+
+    `statistics` is what `ClassStatistics.compute` returned. Raises ValueError if its classes are not C.
+    """
+    return _standardize(logits, statistics)[0]
+
+
+def _fold3(x: Tensor, dim: int, operation: Callable[..., Tensor]) -> Tensor:
+    """Combine each element with its two neighbours along `dim`, edges replicated; far faster than pooling."""
+    last, folded = x.shape[dim] - 1, x.clone()
+    for target, source, length in ((1, 0, last), (0, 1, last), (0, 0, 1), (last, last, 1)):
+        view = folded.narrow(dim, target, length)
+        operation(view, x.narrow(dim, source, length), out=view)
+    return folded
+
+
+def _fold_cross(x: Tensor, operation: Callable[..., Tensor]) -> Tensor:
+    return operation(_fold3(x, -1, operation), _fold3(x, -2, operation))
+
+
+def _fold_square(x: Tensor, operation: Callable[..., Tensor]) -> Tensor:
+    return _fold3(_fold3(x, -1, operation), -2, operation)
+
+
+def find_boundaries(prediction: Tensor) -> Tensor:
+    """Where grey-scale dilation by a 3x3 cross and erosion by a 3x3 square disagree; bool (B, H, W).
+
+    Indices 0..255 act as heights, as published: a diagonal neighbour counts only if lower. Borders do not.
+    """
+    classes = prediction.to(torch.uint8)
+    return _fold_cross(classes, torch.maximum) != _fold_square(classes, torch.minimum)
+
+
+def suppress_boundaries(score: Tensor, prediction: Tensor, radii: Sequence[int] = (3, 2, 1, 0)) -> Tensor:
+    """Iterative boundary suppression: replace the scores at class boundaries by those just outside.
+
+    One round per radius: the pixels of the boundary of `prediction`, grown by an L1 ball (diamond) of that
+    radius, become the mean of the others in their 3x3 window (edges replicated, as published), or stay if
+    there are none. Radii should fall by one, so that the rim repaired in one round is the source of the next.
+
+    score and integer prediction (B, H, W), radii in pixels; float32 (B, H, W). ValueError if shapes differ.
+    """
+    if score.shape != prediction.shape:
+        raise ValueError(f"score is {tuple(score.shape)} but prediction {tuple(prediction.shape)}")
+    grown = [find_boundaries(prediction)]
+    for _ in range(max(radii, default=0)):  # the diamond of radius r is r dilations by the 3x3 cross
+        grown.append(_fold_cross(grown[-1], torch.maximum))
+    score = score.detach().float()
+    for boundary in [grown[radius] for radius in radii]:
+        total = _fold_square(score.masked_fill(boundary, 0.0), torch.add)
+        count = _fold_square((~boundary).to(torch.uint8), torch.add)
+        score = torch.where(boundary & (count > 0), total.div_(count), score)
+    return score
+
+
+def dilated_smoothing(score: Tensor, kernel: int = 7, sigma: float = 1.0, dilation: int = 6) -> Tensor:
+    """Smooth with a dilated Gaussian, edges replicated; (B, H, W) -> (B, H, W) float32.
+
+    `kernel` (odd, else ValueError) and `sigma` in taps, `dilation` in pixels a tap. Separable, so two passes.
+    """
+    if kernel % 2 == 0:
+        raise ValueError(f"the smoothing kernel must have an odd number of taps, not {kernel}")
+    half = kernel // 2
+    taps = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(-half, half + 1)]
+    smoothed = F.pad(score.detach().float(), [half * dilation] * 4, mode="replicate")
+    for dim in (-1, -2):
+        padded, size = smoothed, score.shape[dim]
+        smoothed = torch.zeros_like(padded.narrow(dim, 0, size))
+        for index, tap in enumerate(taps):
+            smoothed.add_(padded.narrow(dim, index * dilation, size), alpha=tap / sum(taps))
+    return smoothed
+
+
+def scaled_radii(height: int, reference_height: int = REFERENCE_HEIGHT) -> tuple[int, ...]:
+    """Suppression radii for `height` image rows: (3, 2, 1, 0) at the reference, never fewer than (0,).
+
+    Only the largest scales; they still fall by one, because each round carries scores one pixel further in.
+    """
+    return tuple(range(int(3 * height / reference_height + 0.5), -1, -1))
+
+
+def scaled_dilation(height: int, reference_height: int = REFERENCE_HEIGHT) -> int:
+    """Smoothing dilation for `height` image rows: 6 at the reference, never below 1."""
+    return max(1, int(6 * height / reference_height + 0.5))
+
+
+def sml(
+    logits: Tensor,
+    statistics: Mapping[str, Tensor],
+    *,
+    suppress: bool = True,
+    smooth: bool = True,
+    reference_height: int | None = REFERENCE_HEIGHT,
+) -> Tensor:
+    """Minus the standardized max logit, boundary-suppressed and smoothed; (B, C, H, W) -> (B, H, W).
+
+    Radii and dilation scale with H / `reference_height`; None keeps the published (3, 2, 1, 0) and 6.
+    """
+    score, prediction = _standardize(logits, statistics)
+    height = score.shape[-2]
+    reference = height if reference_height is None else reference_height
+    if suppress:
+        score = suppress_boundaries(score, prediction, scaled_radii(height, reference))
+    return dilated_smoothing(score, dilation=scaled_dilation(height, reference)) if smooth else score
+
+
+def score_maps(
+    logits: Tensor, statistics: Mapping[str, Tensor] | None = None, names: Iterable[str] = tuple(SCORES)
+) -> dict[str, Tensor]:
+    """Scores by name, each (B, H, W): those of `SCORES`, "sml_raw" (standardized only) and "sml" (in full).
+
+    Raises ValueError for an unknown name, and for SML without `statistics`.
+    """
+    known = SCORES | {
+        "sml_raw": partial(standardized_max_logits, statistics=statistics),
+        "sml": partial(sml, statistics=statistics),
+    }
+    maps = {}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown score {name!r}: choose from {list(known)}")
+        if name not in SCORES and statistics is None:
+            raise ValueError(f"{name!r} needs class statistics: pass ClassStatistics.compute()'s result")
+        maps[name] = known[name](logits)
+    return maps
