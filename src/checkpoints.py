@@ -87,7 +87,7 @@ def read(path: Path | str) -> dict:
         raise CheckpointError(f"{path} is not a file; check the path, or train or download it")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):  # says nothing about the file's content
+    except (PermissionError, MemoryError):  # say nothing about the content
         raise
     except Exception as error:  # torch reports damage by many exception types; all mean the same here
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -107,6 +107,32 @@ def value(room: str, run: str, key: str) -> Any:
     return entry
 
 
+def confirmed(metrics: dict[str, Any], room: str, run: str, tolerance: float = 1e-3) -> dict[str, Any]:
+    """The record of a run after checking metrics computed anew against it; the metrics where there is no record.
+
+    Showing the record keeps a notebook's text the same on every machine, although sums of floats differ in
+    their last digits. Raises ResultError naming the first number that differs by more than ``tolerance``.
+    """
+    if not record_path(room, run).exists():
+        return metrics
+    record = load(room, run)
+    for key, recorded in _floats(record):
+        computed = dict(_floats(metrics)).get(key)
+        if computed is not None and not abs(computed - recorded) <= tolerance:
+            raise ResultError(f"{room}/{run}: {key} is {recorded} in the record, {computed} when computed anew")
+    return record
+
+
+def _floats(entry: Any, prefix: str = ""):
+    """(dotted key, value) of every float in nested dicts and lists."""
+    items = entry.items() if isinstance(entry, dict) else enumerate(entry) if isinstance(entry, list | tuple) else ()
+    for key, value in items:
+        if isinstance(value, float) and value == value:
+            yield f"{prefix}{key}", value
+        else:
+            yield from _floats(value, f"{prefix}{key}.")
+
+
 def table(rows: dict[str, dict[str, Any]], digits: int = 3, corner: str = "") -> str:
     """Rows of named values as a Markdown table; floats rounded, missing values a dash."""
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))

@@ -46,7 +46,7 @@ class Config(training.FitConfig):
     @classmethod
     def real(cls, dataset: str = "camvid") -> Self:
         return cls(dataset=dataset, pretrained="imagenet", output_stride=16, image_size=(540,),
-                   crop_size=(360, 480), augmentation="scale_jitter", balance=True, epochs=32, batch_size=8,
+                   crop_size=(360, 480), augmentation="scale_jitter", balance=True, epochs=24, batch_size=8,
                    optimizer="adamw", lr=6e-4, weight_decay=1e-2, schedule="poly", warmup=100,
                    clip_norm=5.0)  # fmt: skip
 
@@ -160,13 +160,29 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
     return Trained(config, model, extras["calibration"], history, out or weights_path(config))
 
 
+def load_or_train(
+    config: Config, root: Path | None = None, *, weights: Path | None = None, run_training: bool = settings.RUN_TRAINING
+) -> Trained:
+    """The trained model of a config: loaded, or trained if it is missing and ``run_training`` is on."""
+    path = weights_path(config)
+    profile = "mini" if config.dataset == "mini" else "real" if config.dataset in REAL else "full"
+    checkpoints.load_or_train(
+        path,
+        checkpoints.plain(asdict(config)),
+        partial(train, config, root, weights=weights),
+        command=f"python -m src road train --profile {profile}    (or ./download.sh weights)",
+        run_training=run_training,
+    )
+    return load(path, config)
+
+
 def validate(model: nn.Module, loader: DataLoader, dataset: data.RoadDataset) -> dict[str, float]:
     """Closed-set mIoU and pixel accuracy on a data set, of which ``loader`` gives this rank's share."""
     matrix = ConfusionMatrix(len(dataset.classes), data.IGNORE)
     for batch in loader:
         batch = training.to_device(batch)
         logits = predict_logits(model, batch["image"], batch["mask"].shape[-2:])
-        matrix.update(logits.argmax(1), data.known_only(batch["mask"], dataset))
+        matrix.update(logits.max(1).indices, data.known_only(batch["mask"], dataset))
     matrix.all_reduce()
     result = matrix.compute()
     return {name: result[name] for name in ("miou", "pixel_accuracy")}

@@ -141,7 +141,7 @@ def evaluate(model: nn.Module, dataset, config, calibration: dict | None, statis
     matrices = []
     for logits, mask in _images(model, dataset, config):
         if dataset.classes:
-            matrices.append(_confusion(logits.argmax(1), mask, dataset))
+            matrices.append(_confusion(logits.max(1).indices, mask, dataset))
         if meters:
             _update(meters, score_maps(logits, class_statistics, names), mask, dataset)
     metrics = {"images": len(dataset)}
