@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.requirements.stamp
 
-.PHONY: run test lint unit notebooks data lock clean
+.PHONY: run test lint unit notebooks data colab lock clean
 
 run: data
 	mkdir -p build
@@ -32,6 +32,9 @@ $(STAMP): requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
+
+colab: $(STAMP)  # make colab REPOSITORY=https://github.com/OWNER/NAME
+	$(BIN)/python notebooks/set_repository.py "$(REPOSITORY)"
 
 lock: $(STAMP)
 	$(BIN)/pip freeze --exclude-editable > requirements.lock

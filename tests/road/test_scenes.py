@@ -1,0 +1,180 @@
+"""The generator keeps StreetHazards' layout and labels, true perspective, determinism and all-or-nothing writing."""
+
+import json
+import multiprocessing.dummy
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.road import anomalies, scenes
+
+SIZE, COUNTS, SEED = (90, 160), {"train": 3, "val": 3, "test": 3}, 7
+TOWNS = {"train": {"t1", "t2", "t3"}, "val": {"t4"}, "test": {"t5", "t6"}}
+ODGT = {"train": "train/train.odgt", "val": "train/validation.odgt", "test": "test/test.odgt"}
+PLACE = {"train": "train/{}/training", "val": "train/{}/validation", "test": "test/{}/test"}
+
+
+def write(root, **changes):
+    scenes.write_dataset(root, **({"counts": COUNTS, "size": SIZE, "seed": SEED, "progress": False} | changes))
+
+
+def files_of(root):
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    root = tmp_path_factory.mktemp("scenes") / "mini"
+    write(root, workers=2)
+    return root
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """A pool of threads: its scenes are drawn in this process, where a test can interfere."""
+    monkeypatch.setattr(scenes.multiprocessing, "get_context", lambda method: multiprocessing.dummy)
+
+
+@pytest.mark.parametrize("split", COUNTS)
+def test_layout_and_lists_are_the_official_ones(dataset, split):
+    rows = json.loads((dataset / ODGT[split]).read_text())
+    assert len(rows) == COUNTS[split]
+    assert {row["fpath_img"].split("/")[-2] for row in rows} == TOWNS[split]
+    for row in rows:
+        town, name = row["fpath_img"].split("/")[-2:]
+        assert row["fpath_img"] == f"{PLACE[split].format('images')}/{town}/{name}"
+        assert row["fpath_segm"] == f"{PLACE[split].format('annotations')}/{town}/{name}"
+        assert (row["height"], row["width"]) == SIZE
+        image, annotation = Image.open(dataset / row["fpath_img"]), Image.open(dataset / row["fpath_segm"])
+        assert (image.mode, annotation.mode) == ("RGB", "L")
+        assert image.size == annotation.size == SIZE[::-1]
+
+
+def test_there_are_no_files_beyond_lists_images_and_manifest(dataset):
+    assert len(files_of(dataset)) == 2 * sum(COUNTS.values()) + len(ODGT) + 1
+
+
+def test_annotations_hold_one_to_thirteen_and_fourteen_in_test_alone(dataset):
+    for split in COUNTS:
+        for row in json.loads((dataset / ODGT[split]).read_text()):
+            values = np.unique(np.asarray(Image.open(dataset / row["fpath_segm"])))
+            assert values.min() >= 1
+            assert values.max() == 14 if split == "test" else values.max() <= 13
+
+
+@pytest.mark.parametrize("split", COUNTS)
+def test_every_known_class_appears_in_every_split(split):
+    seen = {label for index in range(6) for label in np.unique(scenes.render_scene(split, index, SIZE, 42)[1]).tolist()}
+    assert seen == set(range(14 if split == "test" else 13))
+
+
+def test_boxes_of_anomalies_enclose_their_pixels():
+    for index in range(6):
+        image, mask, info = scenes.render_scene("test", index, SIZE, SEED)
+        assert image.shape == (*SIZE, 3) and image.dtype == mask.dtype == np.uint8
+        inside = np.zeros(SIZE, bool)
+        for anomaly in info["anomalies"]:
+            assert anomaly["family"] in scenes.ANOMALY_FAMILIES
+            x0, y0, x1, y1 = anomaly["box"]
+            assert (mask[y0:y1, x0:x1] == 13).any()
+            inside[y0:y1, x0:x1] = True
+        assert (mask == 13).mean() >= 0.0005 and not (mask[~inside] == 13).any()
+
+
+def test_there_are_many_families_and_all_can_be_drawn(monkeypatch):
+    assert len(scenes.ANOMALY_FAMILIES) >= 12
+    canvas, street, _ = empty_street()
+    canvas.quad(-500 * scenes.X, scenes.X, scenes.Z, (1000, 600), street.ground)
+    for name in scenes.ANOMALY_FAMILIES:
+        monkeypatch.setattr(anomalies, "ANOMALY_FAMILIES", (name,))
+        canvas.label[canvas.label == anomalies.ANOMALY] = scenes.ROAD
+        canvas.depth[:] = np.inf
+        found = anomalies.add_anomalies(canvas, street, np.random.default_rng(SEED))
+        assert {anomaly["family"] for anomaly in found} == {name}
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers(dataset, tmp_path):
+    write(tmp_path / "again", workers=1)
+    assert files_of(tmp_path / "again") == files_of(dataset)
+
+
+def test_seed_split_and_index_change_the_scene():
+    first = scenes.render_scene("train", 0, SIZE, SEED)[0]
+    for other in (("train", 3, SIZE, SEED), ("val", 0, SIZE, SEED), ("train", 0, SIZE, SEED + 1)):
+        assert (scenes.render_scene(*other)[0] != first).any()
+
+
+def empty_street(seed=0):
+    """A canvas and a straight street without crossings in town t1."""
+    rng, town = np.random.default_rng(seed), scenes.TOWNS["t1"]
+    street = scenes.Street(town, rng)
+    street.bend, street.cross, street.zebra = 0.0, 1e4, 1e4
+    return scenes.Canvas((180, 320), scenes.WEATHERS["clear"], rng), street, town
+
+
+@pytest.mark.parametrize("z", [8.0, 12.0])
+def test_a_car_twice_as_far_covers_about_a_quarter(z):
+    areas = []
+    for distance in (z, 2 * z):
+        canvas, _, town = empty_street()
+        at = canvas.eye * (1, 0, 1) + canvas.ahead * (distance, 0, distance)
+        scenes.draw_car(canvas, town, np.random.default_rng(3), at, scenes.Z)
+        areas.append((canvas.label == scenes.CAR).sum())
+    assert 3.0 < areas[0] / areas[1] < 6.5
+
+
+def test_the_road_narrows_linearly_towards_the_horizon():
+    canvas, street, _ = empty_street()
+    canvas.quad(-500 * scenes.X, scenes.X, scenes.Z, (1000, 600), street.ground)
+    horizon = canvas.project((canvas.eye + canvas.ahead * (1e6, 0, 1e6))[None])[0, 1]
+    road = np.isin(canvas.label, (scenes.ROAD, scenes.LINE))
+    assert not road[: int(horizon)].any()
+    rows = [row for row in np.flatnonzero(road.any(1)) if row > horizon + 20 and not road[row, [0, -1]].any()]
+    ratios = road[rows].sum(1) / (np.array(rows) + 0.5 - horizon)
+    assert len(rows) > 10 and np.ptp(ratios) < 0.15 * ratios.mean()
+
+
+def test_a_whole_equal_data_set_is_left_alone(dataset, monkeypatch):
+    monkeypatch.setattr(scenes.multiprocessing, "get_context", None)  # drawing anything would raise
+    write(dataset)
+    manifest = json.loads((dataset / "scenes.json").read_text())
+    assert manifest["seed"] == SEED and manifest["counts"] == COUNTS and manifest["size"] == list(SIZE)
+
+
+@pytest.mark.parametrize("change", [{"seed": 8}, {"counts": {"train": 1}}, {"size": (45, 80)}])
+def test_another_data_set_is_refused_with_its_name_and_the_remedy(dataset, change):
+    with pytest.raises(FileExistsError, match=f"{dataset}.*delete it"):
+        write(dataset, **change)
+
+
+def test_a_damaged_data_set_is_refused(threads, tmp_path):
+    root, counts = tmp_path / "mini", {"train": 1}
+    write(root, counts=counts)
+    (root / "train/images/training/t1/0.png").write_bytes(b"")
+    with pytest.raises(FileExistsError, match="damaged"):
+        write(root, counts=counts)
+
+
+def test_a_killed_run_leaves_no_data_set_and_the_next_one_starts_clean(threads, tmp_path, monkeypatch):
+    root, counts, render = tmp_path / "mini", {"train": 2}, scenes.render_scene
+
+    def die_at_the_second(split, index, size, seed):
+        if index == 1:
+            raise RuntimeError("killed")
+        return render(split, index, size, seed)
+
+    monkeypatch.setattr(scenes, "render_scene", die_at_the_second)
+    with pytest.raises(RuntimeError, match="killed"):
+        write(root, counts=counts)
+    assert not root.exists()
+    (tmp_path / "mini.partial" / "stale.png").write_bytes(b"")
+    monkeypatch.setattr(scenes, "render_scene", render)
+    write(root, counts=counts)
+    assert not (root / "stale.png").exists() and not (tmp_path / "mini.partial").exists()
+    assert len(files_of(root)) == 6
+
+
+def test_unknown_split_is_an_error():
+    with pytest.raises(ValueError, match="night.*train"):
+        scenes.render_scene("night", 0)
