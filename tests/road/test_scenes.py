@@ -1,22 +1,23 @@
 """The generator keeps StreetHazards' layout and labels, true perspective, determinism and all-or-nothing writing."""
 
 import json
-import multiprocessing.dummy
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from src.road import anomalies, scenes
+from src.road import anomalies, scenes, street
+from src.road.canvas import Canvas, X, Z
 
 SIZE, COUNTS, SEED = (90, 160), {"train": 3, "val": 3, "test": 3}, 7
 TOWNS = {"train": {"t1", "t2", "t3"}, "val": {"t4"}, "test": {"t5", "t6"}}
 ODGT = {"train": "train/train.odgt", "val": "train/validation.odgt", "test": "test/test.odgt"}
+DEFAULTS = {"counts": COUNTS, "size": SIZE, "seed": SEED, "workers": 1, "progress": False}
 PLACE = {"train": "train/{}/training", "val": "train/{}/validation", "test": "test/{}/test"}
 
 
 def write(root, **changes):
-    scenes.write_dataset(root, **({"counts": COUNTS, "size": SIZE, "seed": SEED, "progress": False} | changes))
+    scenes.write_dataset(root, **(DEFAULTS | changes))
 
 
 def files_of(root):
@@ -26,14 +27,8 @@ def files_of(root):
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     root = tmp_path_factory.mktemp("scenes") / "mini"
-    write(root, workers=2)
+    write(root)
     return root
-
-
-@pytest.fixture
-def threads(monkeypatch):
-    """A pool of threads: its scenes are drawn in this process, where a test can interfere."""
-    monkeypatch.setattr(scenes.multiprocessing, "get_context", lambda method: multiprocessing.dummy)
 
 
 @pytest.mark.parametrize("split", COUNTS)
@@ -84,18 +79,18 @@ def test_boxes_of_anomalies_enclose_their_pixels():
 
 def test_there_are_many_families_and_all_can_be_drawn(monkeypatch):
     assert len(scenes.ANOMALY_FAMILIES) >= 12
-    canvas, street, _ = empty_street()
-    canvas.quad(-500 * scenes.X, scenes.X, scenes.Z, (1000, 600), street.ground)
+    canvas, plan, _ = empty_street()
+    canvas.quad(-500 * X, X, Z, (1000, 600), plan.ground)
     for name in scenes.ANOMALY_FAMILIES:
         monkeypatch.setattr(anomalies, "ANOMALY_FAMILIES", (name,))
-        canvas.label[canvas.label == anomalies.ANOMALY] = scenes.ROAD
+        canvas.label[canvas.label == anomalies.ANOMALY] = street.ROAD
         canvas.depth[:] = np.inf
-        found = anomalies.add_anomalies(canvas, street, np.random.default_rng(SEED))
+        found = anomalies.add_anomalies(canvas, plan, np.random.default_rng(SEED))
         assert {anomaly["family"] for anomaly in found} == {name}
 
 
 def test_bytes_do_not_depend_on_the_number_of_workers(dataset, tmp_path):
-    write(tmp_path / "again", workers=1)
+    write(tmp_path / "again", workers=2)
     assert files_of(tmp_path / "again") == files_of(dataset)
 
 
@@ -108,9 +103,9 @@ def test_seed_split_and_index_change_the_scene():
 def empty_street(seed=0):
     """A canvas and a straight street without crossings in town t1."""
     rng, town = np.random.default_rng(seed), scenes.TOWNS["t1"]
-    street = scenes.Street(town, rng)
-    street.bend, street.cross, street.zebra = 0.0, 1e4, 1e4
-    return scenes.Canvas((180, 320), scenes.WEATHERS["clear"], rng), street, town
+    plan = street.Street(town, rng)
+    plan.bend, plan.cross, plan.zebra = 0.0, 1e4, 1e4
+    return Canvas((180, 320), scenes.WEATHERS["clear"], rng), plan, town
 
 
 @pytest.mark.parametrize("z", [8.0, 12.0])
@@ -119,16 +114,16 @@ def test_a_car_twice_as_far_covers_about_a_quarter(z):
     for distance in (z, 2 * z):
         canvas, _, town = empty_street()
         at = canvas.eye * (1, 0, 1) + canvas.ahead * (distance, 0, distance)
-        scenes.draw_car(canvas, town, np.random.default_rng(3), at, scenes.Z)
-        areas.append((canvas.label == scenes.CAR).sum())
+        street.draw_car(canvas, town, np.random.default_rng(3), at, Z)
+        areas.append((canvas.label == street.CAR).sum())
     assert 3.0 < areas[0] / areas[1] < 6.5
 
 
 def test_the_road_narrows_linearly_towards_the_horizon():
-    canvas, street, _ = empty_street()
-    canvas.quad(-500 * scenes.X, scenes.X, scenes.Z, (1000, 600), street.ground)
+    canvas, plan, _ = empty_street()
+    canvas.quad(-500 * X, X, Z, (1000, 600), plan.ground)
     horizon = canvas.project((canvas.eye + canvas.ahead * (1e6, 0, 1e6))[None])[0, 1]
-    road = np.isin(canvas.label, (scenes.ROAD, scenes.LINE))
+    road = np.isin(canvas.label, (street.ROAD, street.LINE))
     assert not road[: int(horizon)].any()
     rows = [row for row in np.flatnonzero(road.any(1)) if row > horizon + 20 and not road[row, [0, -1]].any()]
     ratios = road[rows].sum(1) / (np.array(rows) + 0.5 - horizon)
@@ -136,7 +131,7 @@ def test_the_road_narrows_linearly_towards_the_horizon():
 
 
 def test_a_whole_equal_data_set_is_left_alone(dataset, monkeypatch):
-    monkeypatch.setattr(scenes.multiprocessing, "get_context", None)  # drawing anything would raise
+    monkeypatch.setattr(scenes, "render_scene", None)  # drawing anything would raise
     write(dataset)
     manifest = json.loads((dataset / "scenes.json").read_text())
     assert manifest["seed"] == SEED and manifest["counts"] == COUNTS and manifest["size"] == list(SIZE)
@@ -148,7 +143,7 @@ def test_another_data_set_is_refused_with_its_name_and_the_remedy(dataset, chang
         write(dataset, **change)
 
 
-def test_a_damaged_data_set_is_refused(threads, tmp_path):
+def test_a_damaged_data_set_is_refused(tmp_path):
     root, counts = tmp_path / "mini", {"train": 1}
     write(root, counts=counts)
     (root / "train/images/training/t1/0.png").write_bytes(b"")
@@ -156,7 +151,7 @@ def test_a_damaged_data_set_is_refused(threads, tmp_path):
         write(root, counts=counts)
 
 
-def test_a_killed_run_leaves_no_data_set_and_the_next_one_starts_clean(threads, tmp_path, monkeypatch):
+def test_a_killed_run_leaves_no_data_set_and_the_next_one_starts_clean(tmp_path, monkeypatch):
     root, counts, render = tmp_path / "mini", {"train": 2}, scenes.render_scene
 
     def die_at_the_second(split, index, size, seed):

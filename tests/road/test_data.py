@@ -1,0 +1,348 @@
+"""Three on-disk layouts read into one kind of sample, their errors, and transforms that keep labels on pixels."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+
+from src import road, settings
+from src.road import data, figures
+
+SIZE = (6, 8)
+
+
+def write(path: Path, array: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return path
+
+
+def write_street(root: Path, name: str, labels: np.ndarray | int = 1, split: str = "train") -> tuple[Path, Path]:
+    """One StreetHazards pair; ``labels`` as on disk, 1..14. Returns the paths of image and label map."""
+    part, folder = data.StreetHazards.folders[split]
+    labels = np.broadcast_to(np.uint8(labels), SIZE)
+    image = np.repeat(labels[..., None] * np.uint8(10), 3, axis=2)
+    pair = [(root / part / kind / folder / f"{name}.png") for kind in ("images", "annotations")]
+    return write(pair[0], image), write(pair[1], labels.copy())
+
+
+def error_of(call) -> str:
+    with pytest.raises(settings.InputError) as caught:
+        call()
+    return str(caught.value)
+
+
+# --------------------------------------------------------------------------------------------- reading
+def test_official_layout_is_read_in_numeric_order(tmp_path):
+    for name in ("t2/1", "t1/10", "t1/9", "t1/b", "t1/100"):
+        write_street(tmp_path, name)
+    names = [sample["name"] for sample in data.StreetHazards(tmp_path, "train")]
+    expected = ["t1/9", "t1/10", "t1/100", "t1/b", "t2/1"]
+    assert names == [f"train/images/training/{name}.png" for name in expected]
+
+
+def test_each_split_has_its_own_folder(mini_root):
+    sets = road.datasets(road.Config(), mini_root)
+    assert {split: len(dataset) for split, dataset in sets.items()} == {"train": 8, "val": 4, "test": 6}
+    for dataset in sets.values():
+        assert all(image.stem == mask.stem and image != mask for image, mask in dataset.pairs)
+    assert len(set(data.paths(sets["test"]))) == 12
+
+
+def test_labels_on_disk_start_at_one(tmp_path):
+    labels = np.arange(48, dtype=np.uint8).reshape(SIZE) % 14 + 1
+    write_street(tmp_path, "t5/1", labels, "test")
+    sample = data.StreetHazards(tmp_path, "test")[0]
+    assert np.array_equal(sample["mask"][0].numpy(), labels - 1)
+    assert sample["mask"].max() == data.StreetHazards.anomaly
+
+
+@pytest.mark.parametrize("fixture, kind", [("mini_root", "mini"), ("camvid_root", "camvid"),
+                                           ("road_anomaly_root", "road_anomaly")])  # fmt: skip
+def test_samples_have_one_form(fixture, kind, request):
+    sample = data.DATASETS[kind](request.getfixturevalue(fixture), "test")[0]
+    height, width = sample["mask"].shape[1:]
+    assert isinstance(sample["image"], tv_tensors.Image) and isinstance(sample["mask"], tv_tensors.Mask)
+    assert sample["image"].dtype == sample["mask"].dtype == torch.uint8
+    assert sample["image"].shape == (3, height, width) and sample["mask"].shape == (1, height, width)
+    assert isinstance(sample["name"], str)
+
+
+def test_camvid_void_is_ignored(camvid_root):
+    dataset = data.CamVid(camvid_root, "train")
+    raw = np.array(Image.open(dataset.pairs[0][1]))
+    mask = dataset.read_mask(0)
+    assert (raw == 11).any() and set(np.unique(mask)) <= {*range(11), data.IGNORE}
+    assert np.array_equal(mask == data.IGNORE, raw == 11) and np.array_equal(mask[raw < 11], raw[raw < 11])
+    assert dataset.anomaly is None and len(dataset.classes) == 11
+
+
+def test_road_anomaly_has_a_test_split_alone(road_anomaly_root):
+    dataset = data.RoadAnomaly(road_anomaly_root, "test")
+    assert [sample["name"] for sample in dataset] == ["images/1.jpg", "images/2.jpg", "images/10.jpg"]
+    raw = np.array(Image.open(dataset.pairs[0][1]))
+    assert np.array_equal(dataset.read_mask(0), (raw == 2).astype(np.uint8)) and not dataset.classes
+    assert "test" in error_of(lambda: data.RoadAnomaly(road_anomaly_root, "train"))
+
+
+# ---------------------------------------------------------------------------------------------- errors
+@pytest.mark.parametrize("split, label", [("train", 14), ("val", 14), ("train", 0), ("test", 0), ("test", 15)])
+def test_label_out_of_range_names_the_file(tmp_path, split, label):
+    labels = np.ones(SIZE, np.uint8)
+    labels[2, 3] = label
+    _, path = write_street(tmp_path, "t1/7", labels, split)
+    message = error_of(lambda: data.StreetHazards(tmp_path, split)[0])
+    assert str(path) in message and f"label {label}" in message
+
+
+def test_anomalies_are_allowed_in_test_alone(tmp_path):
+    write_street(tmp_path, "t5/1", 14, "test")
+    assert (data.StreetHazards(tmp_path, "test").read_mask(0) == 13).all()
+
+
+@pytest.mark.parametrize("missing, kind", [(0, "image"), (1, "label map")])
+def test_unpaired_file_is_named(tmp_path, missing, kind):
+    write_street(tmp_path, "t1/1")
+    write_street(tmp_path, "t1/2")[missing].unlink()
+    message = error_of(lambda: data.StreetHazards(tmp_path, "train"))
+    assert "t1/2" in message and f"no {kind}" in message and str(tmp_path) in message
+
+
+def test_no_images_names_folder_and_remedy(tmp_path):
+    message = error_of(lambda: data.StreetHazards(tmp_path / "nothing", "train"))
+    assert str(tmp_path / "nothing") in message and "python -m src road data" in message
+
+
+def test_different_sizes_name_both_files(tmp_path):
+    image, mask = write_street(tmp_path, "t1/1")
+    write(image, np.zeros((5, 8, 3), np.uint8))
+    message = error_of(lambda: data.StreetHazards(tmp_path, "train")[0])
+    assert str(image) in message and str(mask) in message
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) - 30], lambda b: b[:20], lambda b: b"<html>" + b])
+def test_damaged_file_is_named(tmp_path, which, damage):
+    path = write_street(tmp_path, "t1/1", np.arange(48).reshape(SIZE) % 13 + 1)[which]
+    path.write_bytes(damage(path.read_bytes()))
+    message = error_of(lambda: data.StreetHazards(tmp_path, "train")[0])
+    assert str(path) in message and "fetch it again" in message
+
+
+def test_file_that_vanished_is_named(tmp_path):
+    image, _ = write_street(tmp_path, "t1/1")
+    dataset = data.StreetHazards(tmp_path, "train")
+    image.unlink()
+    assert str(image) in error_of(lambda: dataset[0])
+
+
+@pytest.mark.parametrize("labels", [np.ones((*SIZE, 3), np.uint8), np.ones(SIZE, bool), np.ones(SIZE, np.uint16)])
+def test_label_map_of_another_kind_is_named(tmp_path, labels):
+    _, path = write_street(tmp_path, "t1/1")
+    write(path, labels)
+    assert str(path) in error_of(lambda: data.StreetHazards(tmp_path, "train")[0])
+
+
+def test_unknown_names_are_errors():
+    assert "camvid" in error_of(lambda: data.dataset_class("cityscapes"))
+    assert "flip" in error_of(lambda: data.Augment("rotate", 13, (8, 8), None))
+
+
+# ----------------------------------------------------------------------------------------- transforms
+STEP = 18  # grey levels from one label to the next in a coded image
+
+
+def coded_sample(seed: int = 0) -> dict:
+    """96x128 pixels in blocks of 24x32, whose grey is STEP times the label; label 13 is the anomaly."""
+    blocks = np.random.default_rng(seed).permutation(np.r_[0:14, 0:2]).reshape(4, 4).astype(np.uint8)
+    mask = torch.from_numpy(blocks).repeat_interleave(24, 0).repeat_interleave(32, 1)[None]
+    return {"image": tv_tensors.Image((mask * STEP).expand(3, -1, -1).clone()), "mask": tv_tensors.Mask(mask)}
+
+
+def without_jitter(name: str, *sizes) -> data.Augment:
+    augment = data.Augment(name, 13, *sizes)
+    augment.transforms = [transform for transform in augment.transforms if transform is not data._JITTER]
+    return augment
+
+
+def inside(mask: torch.Tensor) -> torch.Tensor:
+    """Known pixels (H,W) whose 5x5 window holds one label: away from borders, which resizing blends."""
+    window = torch.nn.functional.pad(mask[None].float(), [2] * 4, mode="replicate")
+    high, low = (sign * torch.nn.functional.max_pool2d(sign * window, 5, 1)[0] for sign in (1, -1))
+    return (high == low) & (mask != data.IGNORE)
+
+
+def grey_levels(image: torch.Tensor) -> torch.Tensor:
+    """Undo the normalisation: float (3,H,W) in 0..255."""
+    return (image * torch.tensor(data.STD)[:, None, None] + torch.tensor(data.MEAN)[:, None, None]) * 255
+
+
+@pytest.mark.parametrize("name", data.AUGMENTATIONS)
+@pytest.mark.parametrize("image_size, crop_size", [((96, 128), (80, 112)), ((72,), None)])
+def test_augmented_image_and_mask_stay_aligned(name, image_size, crop_size):
+    augment = without_jitter(name, image_size, crop_size)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        result = augment(coded_sample(seed))
+        clear = inside(result["mask"])
+        shown = (grey_levels(result["image"])[0] / STEP).round()
+        assert clear.float().mean() > 0.1
+        assert (shown[clear] == result["mask"][clear]).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("name", data.AUGMENTATIONS)
+def test_augmented_form(name):
+    sample = coded_sample()
+    before = sample["mask"].clone(), sample["image"].clone()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        result = data.Augment(name, 13, (96, 128), (80, 112))(sample)
+        assert result["image"].shape == (3, 80, 112) and result["image"].dtype == torch.float32
+        assert result["mask"].shape == (80, 112) and result["mask"].dtype == torch.int64
+        assert set(result["mask"].unique().tolist()) <= {*range(13), data.IGNORE}
+    assert torch.equal(sample["mask"], before[0]) and torch.equal(sample["image"], before[1])
+
+
+def test_every_recipe_varies_as_named():
+    def masks(name):
+        for seed in range(12):
+            torch.manual_seed(seed)
+            yield data.Augment(name, 13, (96, 128), None)(coded_sample())["mask"]
+
+    plain = next(masks("none"))
+    assert all(torch.equal(mask, plain) for mask in masks("none"))
+    for name in ("flip", "user"):
+        found = list(masks(name))
+        flipped = [torch.equal(mask, plain.flip(1)) for mask in found]
+        assert 0 < sum(flipped) < 12
+        assert sum(torch.equal(mask, plain) for mask in found) == 12 - sum(flipped)
+    for name, high in {"scale": 2.0, "scale_jitter": 1.5}.items():
+        factors = [mask.shape[0] / 96 for mask in masks(name)]
+        assert 0.5 <= min(factors) < 0.8 and 1.2 < max(factors) <= high
+
+
+@pytest.mark.parametrize("name", ["user", "scale_jitter"])
+def test_jitter_changes_colours_alone(name):
+    results = []
+    for augment in (data.Augment(name, 13, (96, 128), (96, 128)), without_jitter(name, (96, 128), (96, 128))):
+        torch.manual_seed(3)
+        results.append(augment(coded_sample()))
+    assert torch.equal(results[0]["mask"], results[1]["mask"])
+    assert not torch.allclose(results[0]["image"], results[1]["image"], atol=0.05)
+
+
+def test_padding_and_anomalies_are_ignored():
+    sample = coded_sample()
+    result = data.Augment("none", 13, (48, 64), (96, 128))(sample)
+    ignored = result["mask"] == data.IGNORE
+    anomalous = (sample["mask"] == 13).sum().item() // 4
+    assert ignored.sum() == 96 * 128 - 48 * 64 + anomalous
+    rows, columns = (result["mask"] != data.IGNORE).nonzero().T
+    outside = torch.ones(96, 128, dtype=torch.bool)
+    outside[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = False
+    assert grey_levels(result["image"])[:, outside].round().eq(124).all() and outside.sum() == 96 * 128 - 48 * 64
+
+
+def test_known_only_hides_anomalies_alone():
+    mask = torch.tensor([[0, 12, 13, 255]])
+    assert data.known_only(mask, data.StreetHazards).tolist() == [[0, 12, 255, 255]]
+    assert data.known_only(mask, data.CamVid).tolist() == mask.tolist()
+
+
+@pytest.mark.parametrize("size, expected", [((20, 30), (20, 30)), ((12,), (12, 16)), ((48, 64), (48, 64))])
+def test_preprocess_resizes_and_normalises(size, expected):
+    image = torch.tensor([255, 51, 0], dtype=torch.uint8)[:, None, None].expand(3, 48, 64)
+    result = data.preprocess(image, size)
+    assert result.shape == (3, *expected) and result.dtype == torch.float32
+    wanted = [(1 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, -0.406 / 0.225]
+    assert result.amax((1, 2)).tolist() == pytest.approx(wanted, abs=1e-5)
+    assert result.amin((1, 2)).tolist() == pytest.approx(wanted, abs=1e-5)
+
+
+# -------------------------------------------------------------------------------------------- loaders
+def test_dataloaders_train_shuffled_and_the_rest_in_order(mini_root, tiny_config):
+    loaders = road.get_dataloaders(tiny_config, mini_root)
+    assert list(loaders) == ["train", "val", "test"] and len(loaders["train"]) == 2
+    batch = next(iter(loaders["train"]))
+    assert batch["image"].shape == (4, 3, 48, 80) and batch["mask"].shape == (4, 48, 80)
+    orders = []
+    for epoch in (0, 1):
+        loaders["train"].set_epoch(epoch)
+        orders.append([index for keys in loaders["train"].batch_sampler for _, index in keys])
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) == list(range(8))
+    dataset = data.StreetHazards(mini_root, "test")
+    batches = list(loaders["test"])
+    assert [name for batch in batches for name in batch["name"]] == [sample["name"] for sample in dataset]
+    assert batches[0]["image"].shape == (4, 3, 48, 80) and batches[0]["mask"].dtype == torch.int64
+    assert torch.equal(torch.cat([batch["mask"] for batch in batches])[5], dataset[5]["mask"][0].long())
+
+
+def test_training_needs_no_test_split(mini_root, tiny_config, tmp_path):
+    (tmp_path / "train").symlink_to(mini_root / "train")
+    assert list(road.get_dataloaders(tiny_config, tmp_path, ("train", "val"))) == ["train", "val"]
+
+
+# ------------------------------------------------------------------------------------------ statistics
+def test_class_distribution_counts_every_pixel(tmp_path):
+    labels = np.full(SIZE, 8, np.uint8)
+    labels[0, :4], labels[1, 0] = 1, 14
+    write_street(tmp_path, "t5/1", labels, "test")
+    write_street(tmp_path, "t5/2", 8, "test")
+    rows = data.class_distribution(data.StreetHazards(tmp_path, "test"))
+    assert list(rows) == [entry.name for entry in data.StreetHazards.classes] + ["anomaly"]
+    assert rows["unlabeled"] == {"pixels": 4, "share": 4 / 96, "images": 1}
+    assert rows["road"] == {"pixels": 91, "share": 91 / 96, "images": 2}
+    assert rows["anomaly"] == {"pixels": 1, "share": 1 / 96, "images": 1}
+    assert rows["car"] == {"pixels": 0, "share": 0.0, "images": 0}
+
+
+def test_class_distribution_names_what_is_ignored(camvid_root, road_anomaly_root):
+    dataset = data.CamVid(camvid_root, "train")
+    rows = data.class_distribution(dataset)
+    void = sum(int((np.array(Image.open(path)) == 11).sum()) for _, path in dataset.pairs)
+    assert list(rows)[-1] == "ignored" and rows["ignored"]["pixels"] == void
+    assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
+    rows = data.class_distribution(data.RoadAnomaly(road_anomaly_root, "test"))
+    assert list(rows) == ["normal", "anomaly"] and rows["anomaly"]["pixels"] == 2 * 10 * 12 + 10 * 12
+    assert rows["normal"]["images"] == rows["anomaly"]["images"] == 3
+
+
+def test_class_weights_are_inverse_roots(tmp_path):
+    labels = np.full(SIZE, 8, np.uint8)
+    labels[0] = 2  # 8 of 48 pixels
+    labels[1, :3] = 11  # 3 of 48
+    write_street(tmp_path, "t1/1", labels)
+    weights = data.class_weights(data.StreetHazards(tmp_path, "train"))
+    assert weights.shape == (13,) and weights.mean() == pytest.approx(1)
+    assert weights[1] / weights[7] == pytest.approx((37 / 8) ** 0.5)
+    assert weights[10] / weights[1] == pytest.approx((8 / 3) ** 0.5)
+    assert weights[4] / weights[7] == pytest.approx((37 / 48 / 1e-3) ** 0.5)  # absent: counted as the floor
+
+
+# --------------------------------------------------------------------------------------------- colours
+def test_mask_to_rgb_uses_the_palette():
+    mask = np.array([[0, 7, 12], [13, 255, 10]])
+    colors = data.mask_to_rgb(mask, data.StreetHazards)
+    assert colors.dtype == np.uint8 and colors.shape == (2, 3, 3)
+    expected = [[(0, 0, 0), (128, 64, 128), (220, 220, 0)], [(60, 250, 240), (255, 255, 255), (0, 0, 142)]]
+    assert np.array_equal(colors, expected)
+    assert np.array_equal(data.mask_to_rgb(torch.tensor(mask, dtype=torch.uint8), data.StreetHazards), colors)
+
+
+@pytest.mark.parametrize("kind", [data.StreetHazards, data.CamVid, data.RoadAnomaly])
+def test_colours_differ(kind):
+    labels = [*range(len(kind.classes)), data.IGNORE, *([kind.anomaly] if kind.anomaly is not None else [])]
+    assert len({tuple(color) for color in data.mask_to_rgb(np.array([labels]), kind)[0]}) == len(labels)
+
+
+def test_legend_and_samples_show_every_class_and_sample(mini_root):
+    dataset = data.StreetHazards(mini_root, "test")
+    texts = [text.get_text() for text in figures.show_legend(dataset).legends[0].get_texts()]
+    assert texts == [f"{i} {entry.name}" for i, entry in enumerate(dataset.classes)] + ["13 anomaly"]
+    figure = figures.plot_samples(dataset, [0, 5])
+    shown = [axis.images[0].get_array() for axis in figure.axes]
+    assert len(shown) == 6 and np.array_equal(shown[3], dataset[5]["image"].permute(1, 2, 0))
+    assert np.array_equal(shown[4], data.mask_to_rgb(dataset[5]["mask"][0], dataset))

@@ -1,0 +1,308 @@
+"""Every number of an evaluation recomputed with scikit-learn from hand-made logits that a stub model gives."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import (
+    average_precision_score,
+    f1_score,
+    jaccard_score,
+    precision_recall_curve,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+    roc_curve,
+)
+from torch import nn
+
+from src import road, settings
+from src.road import data, evaluation, scores
+
+SIZE = (24, 32)
+CONFIG = road.Config(image_size=(6, 8))  # the logits come at the masks' size whatever the model sees
+ANOMALY = data.StreetHazards.anomaly
+AREAS = (40, 9, 100, 60, 25, 80, 15, 50)  # anomalous pixels of the images that hold any
+
+
+class Stub(nn.Module):
+    """Gives ``logits[i]`` (C,H,W) for any image of the even grey 8 * i."""
+
+    def __init__(self, logits: np.ndarray):
+        super().__init__()
+        self.logits = torch.from_numpy(logits)
+
+    def backbone(self, images):
+        return {"out": ((images[:, 0, 0, 0] * data.STD[0] + data.MEAN[0]) * 255 / 8).round().long()}
+
+    def classifier(self, index):
+        return self.logits[index.cpu()].to(index.device)
+
+
+def write_pair(image_path, mask_path, index: int, mask: np.ndarray) -> None:
+    for path, array in ((image_path, np.full((*mask.shape, 3), 8 * index, np.uint8)), (mask_path, mask)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+
+
+def street_hazards(root, masks: np.ndarray, split: str = "test", first: int = 0) -> data.StreetHazards:
+    """A split of label maps (N,H,W), 0..13; image i has the grey of the stub's logits ``first + i``."""
+    part, folder = data.StreetHazards.folders[split]
+    for index, mask in enumerate(masks):
+        image, label = (root / part / kind / folder / "t5" / f"{index}.png" for kind in ("images", "annotations"))
+        write_pair(image, label, first + index, np.uint8(mask + 1))
+    return data.StreetHazards(root, split)
+
+
+def calibration_for(classes: int) -> dict:
+    mean, std = torch.linspace(-1, 2, classes), torch.linspace(0.5, 2, classes)
+    count = torch.full((classes,), 1000)
+    thresholds = dict.fromkeys(evaluation.SCORE_NAMES, 0.0)
+    statistics = {"mean": mean, "std": std, "count": count}
+    return {"statistics": {"train": statistics, "val": statistics | {"mean": mean + 5}}, "thresholds": thresholds}
+
+
+class Case:
+    """Ten images, of which the last two hold no anomaly; true classes win more often than not."""
+
+    def __init__(self, root):
+        rng = np.random.default_rng(0)
+        self.masks = rng.choice([0, 1, 3, 7, 9], (10, *SIZE))
+        for index, area in enumerate(AREAS):
+            self.masks[index].reshape(-1)[rng.choice(24 * 32, area, replace=False)] = ANOMALY
+        self.logits = rng.normal(0, 1.5, (10, 13, *SIZE)).astype(np.float32)
+        truth = np.where(self.masks == ANOMALY, 0, self.masks)[:, None]
+        boost = np.where(self.masks == ANOMALY, 0, 2)[:, None].astype(np.float32)
+        np.put_along_axis(self.logits, truth, np.take_along_axis(self.logits, truth, 1) + boost, 1)
+        self.dataset = street_hazards(root, self.masks)
+        self.calibration = calibration_for(13)
+        thresholds = {name: float(np.quantile(self.score(name), 0.9)) for name in evaluation.SCORE_NAMES}
+        self.calibration["thresholds"] = thresholds
+        self.model = Stub(self.logits)
+        self.result = evaluation.evaluate(self.model, self.dataset, CONFIG, self.calibration)
+        self.metrics = self.result.metrics
+
+    def score(self, name: str, statistics: str = "train") -> np.ndarray:
+        """Scores (N,H,W), by hand but for the smoothed ones."""
+        x, best = self.logits.astype(np.float64), self.logits.max(1)
+        exponentials = np.exp(x - x.max(1, keepdims=True))
+        p = exponentials / exponentials.sum(1, keepdims=True)
+        chosen = self.calibration["statistics"][statistics]
+        mean, std = (chosen[key].numpy()[self.logits.argmax(1)] for key in ("mean", "std"))
+        return {
+            "msp": lambda: 1 - p.max(1),
+            "max_logit": lambda: -best,
+            "entropy": lambda: -(p * np.log(p)).sum(1),
+            "energy": lambda: -np.log(np.exp(x).sum(1)),
+            "sml_raw": lambda: -(best - mean) / std,
+            "sml": lambda: scores.sml(torch.from_numpy(self.logits), chosen).numpy(),
+        }[name]()
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory) -> Case:
+    return Case(tmp_path_factory.mktemp("hand_made"))
+
+
+def reference(score: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    fpr, tpr, _ = roc_curve(truth, score, drop_intermediate=False)
+    precision, recall, _ = precision_recall_curve(truth, score)
+    return {
+        "aupr": average_precision_score(truth, score),
+        "auroc": roc_auc_score(truth, score),
+        "fpr95": fpr[tpr >= 0.95].min(),
+        "f1_max": np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12)),
+    }
+
+
+def assert_equal(found: dict, expected: dict) -> None:
+    assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-6)
+
+
+# --------------------------------------------------------------------------------------- segmentation
+def test_closed_set_numbers(case):
+    known = case.masks != ANOMALY
+    truth, guess = case.masks[known], case.logits.argmax(1)[known]
+    classes = np.unique(truth)
+    iou = jaccard_score(truth, guess, labels=classes, average=None)
+    assert_equal(case.metrics, {"miou": iou.mean(), "pixel_accuracy": (truth == guess).mean(), "images": 10})
+    named = {case.dataset.classes[index].name: value for index, value in zip(classes, iou, strict=True)}
+    assert_equal(case.metrics["per_class"], named)
+    assert len(case.metrics["per_class"]) == 13 and np.isnan(case.metrics["per_class"]["car"])
+
+
+def test_void_counts_nowhere(camvid_root):
+    dataset = data.CamVid(camvid_root, "val")
+    masks = np.stack([dataset.read_mask(index) for index in range(2)])
+    logits = np.random.default_rng(1).normal(size=(1, 11, *masks.shape[1:])).astype(np.float32)
+    model = Stub(logits)
+    model.backbone = lambda images: {"out": torch.zeros(len(images), dtype=torch.long)}
+    metrics = evaluation.evaluate(model, dataset, CONFIG, None).metrics
+    known, guess = masks != data.IGNORE, np.broadcast_to(logits.argmax(1), masks.shape)
+    assert 0 < known.mean() < 1
+    iou = jaccard_score(masks[known], guess[known], average=None, labels=np.unique(masks[known]))
+    assert_equal(metrics, {"miou": iou.mean(), "pixel_accuracy": (masks == guess)[known].mean()})
+    assert "protocols" not in metrics and "aupr" not in metrics
+
+
+# ----------------------------------------------------------------------------------------- protocols
+@pytest.mark.parametrize("name", evaluation.SCORE_NAMES)
+def test_pooled_numbers(case, name):
+    score, truth = case.score(name), case.masks == ANOMALY
+    assert_equal(case.metrics["protocols"]["pooled"][name], reference(score.ravel(), truth.ravel()))
+    kept = ~np.isin(case.masks, (0, 3))
+    assert_equal(case.metrics["protocols"]["pooled_ignoring_0_3"][name], reference(score[kept], truth[kept]))
+    assert case.metrics["protocols"]["pooled"][name]["largest_error"] == 0
+
+
+@pytest.mark.parametrize("name", evaluation.SCORE_NAMES)
+@pytest.mark.parametrize("ignored, protocol", [((), "per_image"), ((0, 3), "per_image_ignoring_0_3")])
+def test_per_image_numbers_skip_images_without_anomaly(case, name, ignored, protocol):
+    score, kept = case.score(name), ~np.isin(case.masks, ignored)
+    rows = [reference(score[i][kept[i]], case.masks[i][kept[i]] == ANOMALY) for i in range(len(AREAS))]
+    found = case.metrics["protocols"][protocol][name]
+    assert_equal(found, {key: np.mean([row[key] for row in rows]) for key in rows[0]} | {"images": len(AREAS)})
+
+
+def test_headline_is_the_pooled_score_named(case):
+    assert case.metrics["score"] == evaluation.HEADLINE == "max_logit"
+    assert_equal(case.metrics, reference(case.score("max_logit").ravel(), (case.masks == ANOMALY).ravel()))
+    assert case.metrics["base_rate"] == pytest.approx(sum(AREAS) / case.masks.size)
+
+
+def test_thresholds_come_from_the_calibration(case):
+    truth = (case.masks == ANOMALY).ravel()
+    for name, threshold in case.calibration["thresholds"].items():
+        called = case.score(name).ravel() >= threshold
+        assert called.mean() == pytest.approx(0.1, abs=0.001)
+        expected = {"precision": precision_score(truth, called), "recall": recall_score(truth, called),
+                    "f1": f1_score(truth, called), "threshold": threshold}  # fmt: skip
+        assert_equal(case.metrics["scores"][name], expected)
+
+
+def test_intervals_contain_the_value(case):
+    low, high = case.metrics["miou_interval"]
+    assert low < case.metrics["miou"] < high
+    for name, pooled in case.metrics["protocols"]["pooled"].items():
+        low, high = case.metrics["scores"][name]["aupr_interval"]
+        assert 0 < low < pooled["aupr"] < high < 1
+
+
+def test_curves_belong_to_the_pooled_ranking(case):
+    assert set(case.result.curves) == set(evaluation.SCORE_NAMES)
+    curve, score, truth = case.result.curves["max_logit"], case.score("max_logit"), case.masks == ANOMALY
+    for threshold, recall, fpr in list(zip(curve["thresholds"], curve["recall"], curve["fpr"], strict=True))[::20]:
+        assert recall == pytest.approx((score[truth] >= threshold).mean())
+        assert fpr == pytest.approx((score[~truth] >= threshold).mean())
+
+
+def test_sml_can_use_validation_statistics(case):
+    other = evaluation.evaluate(case.model, case.dataset, CONFIG, case.calibration, statistics="val").metrics
+    expected = reference(case.score("sml_raw", "val").ravel(), (case.masks == ANOMALY).ravel())
+    assert_equal(other["protocols"]["pooled"]["sml_raw"], expected)
+    assert expected["aupr"] != pytest.approx(case.metrics["protocols"]["pooled"]["sml_raw"]["aupr"], abs=1e-4)
+
+
+# -------------------------------------------------------------------------------------- other inputs
+def test_without_calibration_a_line_says_what_is_missing(case, capsys):
+    metrics = evaluation.evaluate(case.model, case.dataset, CONFIG, None).metrics
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("no calibration", "sml", "thresholds"))
+    assert set(metrics["protocols"]["pooled"]) == set(scores.SCORES)
+    assert all("f1" not in entry for entry in metrics["scores"].values())
+    assert metrics["aupr"] == case.metrics["aupr"] and metrics["miou"] == case.metrics["miou"]
+
+
+def test_road_anomaly_has_scores_and_no_classes(tmp_path):
+    rng = np.random.default_rng(2)
+    masks = np.where(rng.random((2, *SIZE)) < 0.1, 2, 0).astype(np.uint8)
+    for index, mask in enumerate(masks):
+        write_pair(tmp_path / "images" / f"{index}.png", tmp_path / "masks" / f"{index}.png", index, mask)
+    logits = rng.normal(size=(2, 11, *SIZE)).astype(np.float32)
+    metrics = evaluation.evaluate(Stub(logits), data.RoadAnomaly(tmp_path, "test"), CONFIG, calibration_for(11)).metrics
+    assert_equal(metrics, reference(-logits.max(1).ravel(), masks.ravel() == 2))
+    assert set(metrics["protocols"]) == {"pooled", "per_image"} and "miou" not in metrics
+
+
+def test_split_without_anomalies_is_segmented_alone(case, tmp_path, capsys):
+    dataset = street_hazards(tmp_path, case.masks[8:], "val", first=8)
+    metrics = evaluation.evaluate(case.model, dataset, CONFIG, case.calibration).metrics
+    assert metrics["pixel_accuracy"] == pytest.approx((case.logits.argmax(1)[8:] == case.masks[8:]).mean())
+    assert "aupr" not in metrics and "no anomalous pixel in the val split" in capsys.readouterr().out
+
+
+def test_weights_for_other_classes_are_refused(case, camvid_root):
+    with pytest.raises(settings.InputError, match="classes of mini.*camvid"):
+        road.evaluate(CONFIG, case.model, camvid_root, dataset="camvid")
+
+
+# --------------------------------------------------------------------------------------- calibration
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory):
+    """(logits of 3 train and 3 val images, their sets, what ``calibrate`` gives)."""
+    root, rng = tmp_path_factory.mktemp("calibration"), np.random.default_rng(3)
+    logits = rng.normal(0, 1, (6, 13, *SIZE)).astype(np.float32)
+    logits[:, (4, 7)] += 3  # classes 4 and 7 alone are predicted often
+    logits[3:] *= 1.5
+    masks = rng.integers(0, 13, (3, *SIZE))
+    sets = {"train": street_hazards(root, masks, "train"), "val": street_hazards(root, masks, "val", first=3)}
+    return logits, sets, evaluation.calibrate(Stub(logits), sets, CONFIG)
+
+
+def test_statistics_of_each_split_by_predicted_class(calibrated):
+    logits, _, calibration = calibrated
+    for split, part in (("train", logits[:3]), ("val", logits[3:])):
+        best, prediction = part.max(1), part.argmax(1)
+        found = calibration["statistics"][split]
+        assert found["count"].tolist() == np.bincount(prediction.ravel(), minlength=13).tolist()
+        for label in (4, 7):
+            values = best[prediction == label]
+            assert found["mean"][label].item() == pytest.approx(values.mean(), rel=1e-4)
+            assert found["std"][label].item() == pytest.approx(values.std(), rel=1e-4)
+
+
+def test_thresholds_let_five_per_cent_of_normal_validation_pixels_through(calibrated):
+    logits, _, calibration = calibrated
+    maps = scores.score_maps(torch.from_numpy(logits[3:]), calibration["statistics"]["train"], evaluation.SCORE_NAMES)
+    assert set(calibration["thresholds"]) == set(maps) and calibration["quantile"] == 0.95
+    for name, score in maps.items():
+        above = (score > calibration["thresholds"][name]).float().mean().item()
+        assert 0.045 < above <= 0.05, name
+
+
+def test_void_is_no_part_of_the_thresholds(camvid_root):
+    sets = {split: data.CamVid(camvid_root, split) for split in ("train", "val")}
+    masks = np.stack([sets["val"].read_mask(index) for index in range(2)])
+    logits = np.random.default_rng(4).normal(size=(2, 11, *masks.shape[1:])).astype(np.float32)
+    logits[:, 0] += np.where(masks == data.IGNORE, 50, 0)  # sure, hence of low score, on void alone
+    model = Stub(logits)
+    calls = iter([*[0] * len(sets["train"]), 0, 1, 0, 1])
+    model.backbone = lambda images: {"out": torch.tensor([next(calls)])}
+    thresholds = evaluation.calibrate(model, sets, CONFIG)["thresholds"]
+    normal = -logits.max(1)[masks != data.IGNORE]
+    assert 0.045 < (normal > thresholds["max_logit"]).mean() <= 0.05
+
+
+# -------------------------------------------------------------------------------------- single samples
+def test_predict_gives_classes_and_confidence(case):
+    item = evaluation.predict_samples(case.model, case.dataset, CONFIG, [1])[0]
+    exponentials = np.exp(case.logits[1] - case.logits[1].max(0))
+    assert np.array_equal(item.classes, case.logits[1].argmax(0)) and np.array_equal(item.mask, case.masks[1])
+    assert np.allclose(item.confidence, exponentials.max(0) / exponentials.sum(0), atol=1e-5)
+    assert item.name == case.dataset[1]["name"] and item.image.shape == (*SIZE, 3)
+    assert item.logits.shape == (1, 13, *SIZE)
+
+
+def test_sample_report(case):
+    items = evaluation.predict_samples(case.model, case.dataset, CONFIG, [0, 1, 4])
+    rows, summary = evaluation.sample_report(items, case.dataset)
+    assert list(rows) == [f"test/images/test/t5/{index}" for index in (0, 1, 4)]
+    for item, row, index in zip(items, rows.values(), (0, 1, 4), strict=True):
+        known = case.masks[index] != ANOMALY
+        truth, guess = case.masks[index][known], case.logits[index].argmax(0)[known]
+        iou = jaccard_score(truth, guess, labels=np.unique(truth), average="macro")
+        assert_equal(row, {"mIoU": iou, "accuracy": (truth == guess).mean(), "confidence": item.confidence.mean()})
+    accuracies = [row["accuracy"] for row in rows.values()]
+    found = {label: entry["accuracy"] for label, entry in summary.items()}
+    expected = {"mean": np.mean(accuracies), "std": np.std(accuracies), "min": min(accuracies), "max": max(accuracies)}
+    assert found == pytest.approx(expected)

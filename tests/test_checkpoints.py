@@ -1,0 +1,264 @@
+"""Checkpoints survive interruption, execute nothing, and are refused with a reason."""
+
+import ast
+import os
+import pickle
+import signal
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from src import checkpoints
+from src.checkpoints import CheckpointError
+
+SRC = Path(checkpoints.__file__).parent
+CONFIG = {"seed": 1, "size": (3, 4)}
+
+
+def state(value: float = 1.0) -> dict[str, torch.Tensor]:
+    return {"weight": torch.full((50, 20), value), "steps": torch.tensor(3)}
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    """A good checkpoint, alone in its folder."""
+    return checkpoints.save(tmp_path / "weights" / "model.pth", state(), config=checkpoints.plain(CONFIG))
+
+
+def failing_save(end):
+    """A torch.save that writes half a checkpoint, as on a full disk, and then meets its end."""
+
+    def save(content, file) -> None:
+        file.write(b"half a checkpoint")
+        file.flush()
+        end()
+
+    return save
+
+
+def test_round_trip(tmp_path):
+    metric = {"name": "miou", "value": 0.5}
+    path = checkpoints.save(tmp_path / "a" / "b.pth", state(0.1), config={}, step=5, epoch=2, metric=metric)
+    content = checkpoints.load(path)
+    assert {key: content[key] for key in ("format", "step", "epoch", "metric", "torch")} == {
+        "format": 1, "step": 5, "epoch": 2, "metric": metric, "torch": str(torch.__version__)}  # fmt: skip
+    assert torch.equal(content["weights"]["weight"], state(0.1)["weight"])
+    assert content["weights"]["steps"].dtype == torch.int64
+    assert os.listdir(path.parent) == ["b.pth"]
+
+
+# ------------------------------------------------------------------------------------------- writing
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_failed_write_keeps_the_old_file_and_leaves_no_other(path, monkeypatch, error):
+    def end():
+        raise error
+
+    before = path.read_bytes()
+    monkeypatch.setattr(torch, "save", failing_save(end))
+    with pytest.raises(type(error)):
+        checkpoints.save(path, state(2.0), config={})
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_killed_write_keeps_the_old_file(path):
+    before = path.read_bytes()
+    child = os.fork()
+    if not child:
+        torch.save = failing_save(lambda: os.kill(os.getpid(), signal.SIGKILL))
+        checkpoints.save(path, state(2.0), config={})
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert path.read_bytes() == before
+    checkpoints.load(path)
+
+
+# -------------------------------------------------------------------------------------------- reading
+class Payload:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.trace),))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_in_a_file_is_refused_and_not_run(tmp_path, legacy):
+    file, trace = tmp_path / "evil.pth", tmp_path / "trace"
+    content = {"format": 1, "weights": state(), "config": {}, "extras": Payload(trace)}
+    if legacy:
+        file.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, file)
+    for read in (checkpoints.read, checkpoints.load):
+        with pytest.raises(CheckpointError, match="evil.pth is truncated or not a checkpoint"):
+            read(file)
+    assert not trace.exists()
+
+
+def test_every_load_in_src_is_weights_only():
+    calls = [
+        node
+        for file in SRC.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("torch.load", "pickle.load", "pickle.loads"))
+    ]
+    assert calls
+    for call in calls:
+        assert "weights_only=True" in [ast.unparse(keyword) for keyword in call.keywords], ast.unparse(call)
+
+
+@pytest.mark.parametrize("share", [0, 0.02, 0.5, 0.98])
+def test_truncated_file_is_refused(path, share):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=r"model\.pth is truncated .* delete it and fetch or train it again"):
+        checkpoints.load(path)
+
+
+def write_text(file: Path) -> None:
+    file.write_text("<html>404</html>")
+
+
+def write_zip(file: Path) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("readme.txt", "not torch")
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (write_text, "delete it and fetch or train it again"),
+        (write_zip, "delete it and fetch or train it again"),
+        (lambda file: torch.save([1, 2], file), "holds a list.*check the file name"),
+        (lambda file: torch.save(state(), file), "not written by this project; train or download its own"),
+        (lambda file: torch.save({"format": 99, "weights": {}, "config": {}}, file), "not written by this project"),
+        (lambda file: file.mkdir(), "not a file; check the path"),
+        (lambda file: None, "not a file; check the path, or train or download it"),
+    ],
+)
+def test_foreign_files_are_refused_by_name_and_remedy(tmp_path, write, reason):
+    file = tmp_path / "foreign.pth"
+    write(file)
+    with pytest.raises(CheckpointError, match=rf"foreign\.pth .*{reason}"):
+        checkpoints.load(file)
+
+
+def test_unreadable_file_is_not_called_damaged(path, monkeypatch):
+    def load(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(PermissionError):
+        checkpoints.load(path)
+
+
+def test_bare_state_dict():
+    assert checkpoints.is_bare_state_dict(state())
+    assert not checkpoints.is_bare_state_dict({})
+    assert not checkpoints.is_bare_state_dict({"weights": state()})
+
+
+def test_misfit_names_file_and_entries():
+    model, weights = nn.Linear(4, 2), nn.Linear(4, 2).state_dict()
+    checkpoints.load_weights(model, weights, "own.pth")
+    assert torch.equal(model.weight, weights["weight"])
+    misfit = {"weight": torch.zeros(3, 4), "head.bias": torch.zeros(2)}
+    with pytest.raises(CheckpointError, match="other.pth does not fit the model") as caught:
+        checkpoints.load_weights(model, misfit, "other.pth")
+    for part in ("1 missing (first: bias)", "1 unexpected (first: head.bias)", "1 of another shape (first: weight)"):
+        assert part in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------ fp16
+def test_half_rounds_and_halves(tmp_path):
+    weights = {
+        "weight": torch.randn(100, 100, generator=torch.Generator().manual_seed(0)),
+        "steps": torch.tensor(70000),
+    }
+    whole = checkpoints.save(tmp_path / "whole.pth", weights, config={})
+    half = checkpoints.save(tmp_path / "half.pth", weights, half=True, config={})
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    loaded = checkpoints.load(half)["weights"]
+    assert loaded["weight"].dtype == torch.float32
+    assert torch.equal(loaded["weight"], weights["weight"].half().float())
+    assert ((loaded["weight"] - weights["weight"]).abs() <= weights["weight"].abs() * 2**-11 + 2**-25).all()
+    assert torch.equal(loaded["steps"], weights["steps"])
+
+
+def test_beyond_fp16_is_refused(tmp_path):
+    for value in (1e5, -1e5, float("nan")):
+        with pytest.raises(CheckpointError, match="weight .*range of fp16.*half=False"):
+            checkpoints.save(tmp_path / "half.pth", state(value), half=True, config={})
+    assert not list(tmp_path.iterdir())
+    checkpoints.save(tmp_path / "half.pth", state(65504.0) | {"empty": torch.zeros(0)}, half=True, config={})
+
+
+@pytest.mark.parametrize(("limit", "rounded"), [(10**6, False), (3000, True), (1000, False)])
+def test_round_to_fit(tmp_path, monkeypatch, limit, rounded):
+    """Rounded only where the file (4 kB in fp32) is too large as it is and fits in fp16."""
+    monkeypatch.setattr(checkpoints, "LIMIT", limit)
+    model = nn.Sequential(nn.Linear(20, 50, bias=False), nn.BatchNorm1d(1, affine=False))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert checkpoints.round_to_fit(model) is rounded
+    after = model.state_dict()
+    assert torch.equal(after["0.weight"], before["0.weight"].half().float() if rounded else before["0.weight"])
+    assert after["0.weight"].dtype == torch.float32 and after["1.num_batches_tracked"].dtype == torch.int64
+    stored = checkpoints.load(checkpoints.save(tmp_path / "model.pth", after, half=rounded, config={}))["weights"]
+    assert all(torch.equal(stored[name], after[name]) for name in after)
+
+
+# ---------------------------------------------------------------------------------------------- config
+def test_config_differences_are_named():
+    assert checkpoints.config_differences(CONFIG, {"seed": 1, "size": [3, 4]}) == []
+    assert checkpoints.config_differences(CONFIG | {"lr": 0.1}, {"seed": 2, "size": [3, 4], "old": True}) == [
+        "lr: '(absent)' in the file, 0.1 asked for",
+        "old: True in the file, '(absent)' asked for",
+        "seed: 2 in the file, 1 asked for",
+    ]
+    with pytest.raises(CheckpointError, match=r"(?s)m\.pth was made .* seed: 2 in the file, 1 asked.*same settings"):
+        checkpoints.require_same_config(CONFIG, {"config": {"seed": 2, "size": [3, 4]}}, "m.pth")
+
+
+def forbidden() -> None:
+    pytest.fail("training was started")
+
+
+def test_existing_weights_are_loaded(path):
+    for run_training in (False, True):
+        content = checkpoints.load_or_train(path, CONFIG, forbidden, command="make x", run_training=run_training)
+        assert torch.equal(content["weights"]["weight"], state()["weight"])
+
+
+def test_missing_weights_are_trained_if_training_is_on(tmp_path):
+    file = tmp_path / "new.pth"
+    content = checkpoints.load_or_train(
+        file, CONFIG, lambda: checkpoints.save(file, state(5.0), config=checkpoints.plain(CONFIG)),
+        command="make x", run_training=True)  # fmt: skip
+    assert content["weights"]["weight"][0, 0] == 5
+    with pytest.raises(CheckpointError, match=r"none\.pth is not a file"):
+        checkpoints.load_or_train(tmp_path / "none.pth", CONFIG, lambda: None, command="make x", run_training=True)
+
+
+def test_missing_weights_stop_if_training_is_off(tmp_path):
+    with pytest.raises(CheckpointError, match=r"(?s)new\.pth is missing and training is off.*  make weights"):
+        checkpoints.load_or_train(tmp_path / "new.pth", CONFIG, forbidden, command="make weights", run_training=False)
+
+
+@pytest.mark.parametrize("run_training", [False, True])
+def test_a_failed_load_never_becomes_a_training_run(path, run_training):
+    def attempt(config: dict) -> None:
+        checkpoints.load_or_train(path, config, forbidden, command="make x", run_training=run_training)
+
+    with pytest.raises(CheckpointError, match="seed: 1 in the file, 2 asked for"):
+        attempt(CONFIG | {"seed": 2})
+    path.write_bytes(path.read_bytes()[:100])
+    damaged = path.read_bytes()
+    with pytest.raises(CheckpointError, match="truncated"):
+        attempt(CONFIG)
+    assert path.read_bytes() == damaged

@@ -1,0 +1,217 @@
+"""The command line in process: every action on small data, and what it says when something is wrong."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from src import checkpoints, road, settings
+from src.__main__ import main
+from src.road import data, scenes
+from tests.conftest import MINI_COUNTS
+
+HEADLINE = ("miou", "pixel_accuracy", "aupr", "auroc", "fpr95", "f1_max")
+PROVENANCE = ("command", "git_revision", "config", "seed", "data", "protocol", "wall_time", "device")
+TINY = ("epochs=1", "batch_size=4", "width=0.25", "image_size=(48,80)", "workers=0")
+
+
+@pytest.fixture(autouse=True)
+def folders(monkeypatch, tmp_path) -> Path:
+    """Every folder that a command writes to, inside ``tmp_path``."""
+    for name in ("DATA", "WEIGHTS", "RESULTS", "FIGURES", "RUNS"):
+        monkeypatch.setattr(settings, f"{name}_DIR", tmp_path / name.lower())
+    return tmp_path
+
+
+def run(*arguments) -> int:
+    return main([str(argument) for argument in ("road", *arguments)])
+
+
+def failure(capsys, *arguments) -> str:
+    assert run(*arguments) == 1
+    return capsys.readouterr().err
+
+
+@pytest.fixture
+def bare_weights(tiny_weights, tmp_path) -> Path:
+    """The weights of ``tiny_weights`` as others publish theirs: named tensors and nothing else."""
+    torch.save(checkpoints.load(tiny_weights)["weights"], tmp_path / "bare.pth")
+    return tmp_path / "bare.pth"
+
+
+# ----------------------------------------------------------------------------------------------- data
+def test_data_writes_the_mini_set_and_its_distribution(mini_root, monkeypatch, folders):
+    small = partial(scenes.write_dataset, counts=MINI_COUNTS, size=(90, 160))
+    monkeypatch.setattr(road.scenes, "write_dataset", small)
+    assert run("data", "--root", mini_root) == 0
+    record = json.loads((folders / "results/road/mini_distribution.json").read_text())
+    expected = data.class_distribution(data.StreetHazards(mini_root, "test"))
+    assert set(record["distribution"]) == set(MINI_COUNTS) and record["distribution"]["test"] == expected
+
+
+def test_data_describes_a_set_without_writing_it(road_anomaly_root, folders):
+    assert run("data", "--dataset", "road_anomaly", "--root", road_anomaly_root) == 0
+    record = json.loads((folders / "results/road/road_anomaly_distribution.json").read_text())
+    assert list(record["distribution"]) == ["test"]
+
+
+def test_data_overwrites_nothing(capsys, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    assert str(tmp_path / "mine") in failure(capsys, "data", "--root", tmp_path / "mine")
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+
+
+# ---------------------------------------------------------------------------------------------- train
+def test_train_writes_weights_that_hold_their_config(mini_root, folders, capsys):
+    assert run("train", "--root", mini_root, *TINY) == 0
+    path = folders / "weights/road/mini.pth"
+    assert f"wrote {path}" in capsys.readouterr().out
+    content = checkpoints.load(path)
+    assert content["config"]["image_size"] == [48, 80] and content["config"]["width"] == 0.25
+    assert content["epoch"] == 1 and content["step"] == 2 and content["metric"]["name"] == "miou"
+    assert set(content["extras"]["calibration"]["statistics"]) == {"train", "val"}
+    assert (folders / "runs/road/mini/last.pth").exists()
+
+
+def test_train_takes_the_data_set_named(camvid_root, folders):
+    arguments = ("--dataset", "camvid", "--root", camvid_root, *TINY, "batch_size=2", "image_size=(48,64)")
+    assert run("train", *arguments) == 0
+    trained = road.load(folders / "weights/road/camvid.pth", road.Config.mini())
+    assert trained.config.dataset == "camvid" and trained.model.classifier[4].out_channels == 11
+
+
+# ------------------------------------------------------------------------------------------- evaluate
+def test_evaluate_writes_the_record(mini_root, tiny_weights, tiny_config, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    assert run("evaluate", "--root", mini_root, "--weights", tiny_weights, "--json", out, "width=0.25") == 0
+    record = json.loads(out.read_text())
+    assert set(PROVENANCE) <= record.keys()
+    assert all(isinstance(record[key], float) and 0 <= record[key] <= 1 for key in HEADLINE)
+    assert record["config"]["image_size"] == [48, 80] and record["seed"] == tiny_config.seed
+    assert record["data"]["dataset"] == "mini" and record["data"]["split"] == "test"
+    assert record["data"]["files"] == 12 and len(record["data"]["sha256"]) == 64
+    assert record["images"] == 6 and record["wall_time"] >= 0 and record["git_revision"]
+    assert record["protocols"]["pooled"]["max_logit"]["aupr"] == record["aupr"]
+    expected = f"python -m src road evaluate --root DIR/mini --weights DIR/tiny.pth --json DIR/{out.name} width=0.25"
+    assert record["command"] == expected
+    assert f"miou {record['miou']:.4f}" in capsys.readouterr().out
+
+
+def test_evaluate_another_split_and_the_form_with_equals(mini_root, tiny_weights, tmp_path, capsys):
+    arguments = (f"--root={mini_root}", f"--weights={tiny_weights}", f"--json={tmp_path / 'val.json'}")
+    assert run("evaluate", "--split", "val", *arguments) == 0
+    record = json.loads((tmp_path / "val.json").read_text())
+    assert record["data"]["split"] == "val" and "aupr" not in record and str(tmp_path) not in record["command"]
+    stored = checkpoints.load(tiny_weights)["extras"]["validation"]["stored"]
+    assert record["miou"] == pytest.approx(stored["miou"], abs=1e-6)
+
+
+def test_evaluate_on_road_anomaly(road_anomaly_root, tiny_weights, tmp_path):
+    arguments = ("--dataset", "road_anomaly", "--root", road_anomaly_root, "--json", tmp_path / "out.json")
+    assert run("evaluate", "--weights", tiny_weights, *arguments) == 0
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert record["data"]["dataset"] == "road_anomaly" and "aupr" in record and "miou" not in record
+
+
+def test_evaluate_a_bare_state_dict(mini_root, bare_weights, tmp_path, capsys):
+    arguments = ("--root", mini_root, "--weights", bare_weights, "--json", tmp_path / "out.json")
+    assert run("evaluate", *arguments, *TINY) == 0
+    assert "no calibration" in capsys.readouterr().out
+    assert "sml" not in json.loads((tmp_path / "out.json").read_text())["scores"]
+    assert "does not fit the model" in failure(capsys, "evaluate", *arguments, "width=0.5")
+
+
+def test_evaluate_the_best_epoch_of_a_run(mini_root, tiny_weights, capsys):
+    best = tiny_weights.parent / "run" / "best.pth"
+    assert run("evaluate", "--split", "val", "--root", mini_root, "--weights", best) == 0
+    assert "no calibration" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pair, key", [("output_stride=16", "output_stride"), ("epochs=7", "epochs")])
+def test_contradicting_the_checkpoint_is_an_error(tiny_weights, capsys, pair, key):
+    message = failure(capsys, "evaluate", "--weights", tiny_weights, pair)
+    assert key in message and "tiny.pth" in message and pair.split("=")[1] in message
+
+
+# --------------------------------------------------------------------------------- predict and figures
+def test_predict_writes_overlay_and_score_map(mini_root, tiny_weights, tmp_path, capsys):
+    files = [image for image, _ in data.StreetHazards(mini_root, "test").pairs[:2]]
+    assert run("predict", *files, "--weights", tiny_weights, "--out", tmp_path / "pictures") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["image"] for row in rows] == [str(file) for file in files]
+    for file, row in zip(files, rows, strict=True):
+        for name in ("overlay", "max_logit"):
+            picture = Image.open(tmp_path / "pictures" / f"{file.stem}_{name}.png")
+            assert row[name] == picture.filename and picture.size == (160, 90) and np.ptp(np.array(picture)) > 0
+        assert 0 < row["mean_confidence"] <= 1 and 0 <= row["share_above_threshold"] <= 1
+
+
+def test_figures_are_written(mini_root, tiny_weights, folders, capsys):
+    assert run("figures", "--root", mini_root, "--weights", tiny_weights) == 0
+    expected = {f"mini_{split}_{kind}" for split in ("val", "test") for kind in ("six", "grid", "failures")}
+    expected |= {"mini_scores", "mini_curves"}
+    written = {path.stem: path for path in (folders / "figures/road").glob("*.png")}
+    assert set(written) == expected and len(capsys.readouterr().out.splitlines()) == 8
+    assert all(Image.open(path).size[0] > 500 for path in written.values())
+
+
+def test_figures_of_a_bare_state_dict_on_another_set(road_anomaly_root, bare_weights, folders):
+    arguments = ("--dataset", "road_anomaly", "--root", road_anomaly_root, "--weights", bare_weights)
+    assert run("figures", *arguments, *TINY) == 0
+    assert [path.name for path in (folders / "figures/road").iterdir()] == ["road_anomaly_scores.png"]
+
+
+# --------------------------------------------------------------------------------------------- errors
+def test_missing_weights_name_the_command(capsys, folders):
+    message = failure(capsys, "evaluate")
+    assert str(folders / "weights/road/mini.pth") in message and "python -m src road train --profile mini" in message
+    assert "camvid.pth" in failure(capsys, "figures", "--profile", "real")
+    assert "lost.pth" in failure(capsys, "evaluate", "--weights", folders / "lost.pth")
+
+
+def test_damaged_weights_are_named(tiny_weights, tmp_path, capsys):
+    (tmp_path / "half.pth").write_bytes(tiny_weights.read_bytes()[:5000])
+    assert "half.pth" in failure(capsys, "evaluate", "--weights", tmp_path / "half.pth")
+
+
+@pytest.mark.parametrize("arguments, named", [
+    (("train", "rate=0.1"), "rate=0.1: unknown setting"),
+    (("train", "epochs=many"), "epochs=many"),
+    (("train", "backbone=vgg16"), "vgg16"),
+    (("train", "augmentation=blur"), "blur"),
+    (("data", "--dataset", "kitti"), "kitti"),
+    (("train", "--dataset", "kitti"), "kitti"),
+    (("train", "--dataset", "road_anomaly"), "train"),
+    (("predict",), "predict needs image files"),
+])  # fmt: skip
+def test_wrong_settings_are_named(capsys, mini_root, arguments, named):
+    assert named in failure(capsys, *arguments, "--root", mini_root)
+
+
+def test_wrong_names_with_good_weights(tiny_weights, mini_root, capsys, tmp_path):
+    weights = ("--weights", tiny_weights)
+    assert "kitti" in failure(capsys, "evaluate", "--dataset", "kitti", *weights)
+    assert "kitti" in failure(capsys, "figures", "--dataset", "kitti", *weights)
+    assert "holdout" in failure(capsys, "evaluate", "--split", "holdout", "--root", mini_root, *weights)
+    assert str(tmp_path / "empty") in failure(capsys, "evaluate", "--root", tmp_path / "empty", *weights)
+    (tmp_path / "notes.jpg").write_text("no picture")
+    assert str(tmp_path / "notes.jpg") in failure(capsys, "predict", tmp_path / "notes.jpg", *weights)
+    assert str(tmp_path / "lost.jpg") in failure(capsys, "predict", tmp_path / "lost.jpg", *weights)
+
+
+def test_only_predict_takes_files(capsys):
+    assert run("train", "street.jpg") == 2
+    assert "street.jpg" in capsys.readouterr().err
+
+
+def test_help_shows_examples(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0 and "examples:" in text
+    assert all(f"python -m src road {action}" in text for action in ("data", "train", "evaluate", "predict"))

@@ -1,0 +1,102 @@
+"""The shared figures show what they are given, in the house style, and are closed once written."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+
+from src import plots, settings
+
+
+@pytest.fixture(autouse=True)
+def tidy():
+    with plt.rc_context():
+        plots.style()
+        yield
+    plt.close("all")
+
+
+def lines(axis) -> dict[str, np.ndarray]:
+    """label -> (n, 2) points of an axis' lines."""
+    return {line.get_label(): line.get_xydata() for line in axis.get_lines()}
+
+
+def test_style_sets_the_colour_cycle():
+    assert tuple(plt.rcParams["axes.prop_cycle"].by_key()["color"]) == plots.COLORS
+    assert plots.COLORS[0] == "#0072B2" and len(set(plots.COLORS)) == 8
+    assert plots.SCORE_MAP in ("inferno", "viridis", "magma", "plasma", "cividis")  # perceptually uniform
+
+
+def test_save_writes_a_png_and_closes_the_figure(tmp_path, monkeypatch):
+    monkeypatch.setattr(settings, "FIGURES_DIR", tmp_path / "figures")
+    path = plots.save(plots.bars({"a": 1.0}, "score"), "road/bars")
+    assert path == tmp_path / "figures" / "road" / "bars.png"
+    with Image.open(path) as image:
+        assert image.format == "PNG" and 600 < image.width < 1200
+    assert not plt.get_fignums()
+
+
+def test_image_grid():
+    photo = np.zeros((6, 12, 3), np.uint8)
+    score = np.linspace(-3, 5, 72).reshape(6, 12)
+    figure = plots.image_grid([[photo, score], [photo, score * 2]], ["image", "score"], ["first", "second"])
+    axes = np.array(figure.axes).reshape(2, 2)
+    assert [axis.get_title() for axis in axes[0]] == ["image", "score"]
+    assert [axis.get_ylabel() for axis in axes[:, 0]] == ["first", "second"]
+    shown = axes[1, 1].images[0]
+    assert np.array_equal(shown.get_array(), score * 2)
+    assert shown.get_clim() == (-6, 10) and shown.get_cmap().name == plots.SCORE_MAP
+    assert figure.get_figwidth() == plots.WIDTH
+    with pytest.raises(ValueError, match="shorter|longer"):
+        plots.image_grid([[photo, score], [photo]])
+
+
+def test_overlay_blends():
+    image, colors = np.full((2, 2, 3), 100, np.uint8), np.full((2, 2, 3), 201, np.uint8)
+    assert plots.overlay(image, colors).dtype == np.uint8
+    assert (plots.overlay(image, colors, 0.25) == 125).all()
+    assert (plots.overlay(image, colors, 0.0) == image).all()
+    assert (plots.overlay(image, colors, 1.0) == colors).all()
+
+
+def test_heat_is_brighter_for_higher_scores():
+    score = np.linspace(-2, 2, 20).reshape(4, 5)
+    colors = plots.heat(score)
+    assert colors.shape == (4, 5, 3) and colors.dtype == np.uint8
+    assert (np.diff(colors.astype(int).sum(-1).ravel()) > 0).all()
+    clipped = plots.heat(score, 0.0, 1.0)
+    assert (clipped[score <= 0] == clipped[0, 0]).all() and (clipped[score >= 1] == clipped[-1, -1]).all()
+    assert (plots.heat(np.ones((2, 2))) == plots.heat(np.zeros((2, 2)))).all()
+
+
+def test_learning_curves_draw_the_history():
+    history = [{"epoch": e, "loss": 1 / e, "lr": 0.1, "miou": 0.2 * e, "pixel_accuracy": 0.3 * e} for e in (1, 2, 3)]
+    left, middle, right = plots.learning_curves(history, ["miou", "pixel_accuracy"], best=2).axes
+    assert np.allclose(left.get_lines()[0].get_xydata(), [(1, 1), (2, 1 / 2), (3, 1 / 3)])
+    drawn = lines(middle)
+    assert np.allclose(drawn["pixel accuracy"][:, 1], [0.3, 0.6, 0.9])
+    assert (drawn["chosen epoch 2"][:, 0] == 2).all()
+    assert np.allclose(right.get_lines()[0].get_ydata(), 0.1)
+    assert all(axis.get_xlabel() == "epoch" for axis in (left, middle, right))
+
+
+def test_pr_roc():
+    curve = {"recall": [0, 1], "precision": [1, 0.1], "fpr": [0, 0.2, 1], "tpr": [0, 0.9, 1]}
+    curve = {name: np.array(values) for name, values in curve.items()}
+    left, right = plots.pr_roc({"MSP": curve}, base_rate=0.0123).axes
+    assert np.array_equal(lines(left)["MSP"], [(0, 1), (1, 0.1)])
+    assert (lines(left)["chance 0.012"][:, 1] == 0.0123).all()
+    assert np.array_equal(lines(right)["MSP"], [(0, 0), (0.2, 0.9), (1, 1)])
+    assert (left.get_xlabel(), left.get_ylabel()) == ("recall", "precision")
+    assert (right.get_xlabel(), right.get_ylabel()) == ("false positive rate", "true positive rate")
+
+
+def test_bars_mark_the_references_there_are():
+    (axis,) = plots.bars({"a": 0.2, "b": 0.6}, "AUPR", {"b": 0.5, "c": 0.9}, "published").axes
+    assert [patch.get_width() for patch in axis.patches] == [0.2, 0.6]
+    assert lines(axis)["published"][:, 0].tolist() == [0.5]
+    assert axis.yaxis_inverted() and axis.get_xlabel() == "AUPR"

@@ -1,0 +1,140 @@
+"""The plan of the house, asserted on the source: rooms apart, imports downwards, one reader of the environment."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).resolve().parents[1] / "src"
+GROUND = {"settings", "training", "checkpoints", "metrics", "plots", "results"}
+ROOMS = {"road", "defects", "sets", "series"}
+ROOF = {"ablations", "__main__"}
+FILES = sorted(SRC.rglob("*.py"))
+TREES = {file.relative_to(SRC).as_posix(): ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
+PRESENT = sorted(room for room in ROOMS if (SRC / room).is_dir())
+DOORS = {"Config", "datasets", "build_model", "train", "evaluate"}
+MODULE_LINES, SRC_LINES = 420, 4500
+
+
+def place(name: str) -> str:
+    """First part of a module's path: ``road/data.py`` -> ``road``, ``plots.py`` -> ``plots``."""
+    return name.split("/")[0].removesuffix(".py")
+
+
+def imports(tree: ast.Module, name: str) -> set[str]:
+    """The places (ground-floor modules, rooms, roof) that a module of src imports, its own left out."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parents = ["src", *name.split("/")[:-1]]
+            base = ".".join(parents[: len(parents) + 1 - node.level]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            found += [f"{module}.{alias.name}" for alias in node.names]
+    places = {module.split(".")[1] for module in found if module.startswith("src.")}
+    return places - {place(name)}
+
+
+def misplaced(tree: ast.Module, name: str) -> set[str]:
+    """What a module imports although it stands above or beside it."""
+    own = place(name)
+    allowed = GROUND | ROOMS | ROOF if own in ROOF else GROUND
+    return imports(tree, name) - allowed
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "found"),
+    [
+        ("road/data.py", "from src import settings\nfrom src.road import model\nimport src.metrics", set()),
+        ("road/data.py", "from src.sets import data", {"sets"}),
+        ("road/data.py", "from src import plots, defects", {"defects"}),
+        ("road/data.py", "def f():\n    import src.ablations", {"ablations"}),
+        ("road/data.py", "from ..series.data import x\nfrom . import model", {"series"}),
+        ("road/data.py", "from .. import series, settings", {"series"}),
+        ("training.py", "from src.road import data", {"road"}),
+        ("results.py", "from . import __main__", {"__main__"}),
+        ("ablations.py", "from src import road, plots", set()),
+    ],
+)
+def test_the_checker_sees_every_form_of_import(name, code, found):
+    assert misplaced(ast.parse(code), name) == found
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_imports_point_down_only(name):
+    assert misplaced(TREES[name], name) == set()
+
+
+def test_every_module_has_its_place():
+    assert {place(name) for name in TREES} - {"__init__"} <= GROUND | ROOMS | ROOF
+    assert PRESENT and all(f"{name}.py" in TREES for name in GROUND)
+    assert imports(TREES["__init__.py"], "__init__.py") == set()
+
+
+@pytest.mark.parametrize("name", [name for name in TREES if place(name) not in ROOF])
+def test_only_the_roof_imports_by_name(name):
+    text = ast.unparse(TREES[name])
+    assert "import_module" not in text and "__import__" not in text
+
+
+@pytest.mark.parametrize("name", [name for name in TREES if name != "settings.py"])
+def test_only_settings_reads_the_environment(name):
+    text = ast.unparse(TREES[name])
+    assert "getenv" not in text and "import environ" not in text
+    uses = text.count("environ")
+    allowed = text.count("'RANK' in os.environ") if name == "training.py" else 0  # set by torchrun
+    assert uses == allowed
+
+
+@pytest.mark.parametrize("room", PRESENT)
+def test_every_room_has_the_same_doors(room):
+    names = set()
+    for node in TREES[f"{room}/__init__.py"].body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+    assert names >= DOORS
+    config = next(node for name, tree in TREES.items() if place(name) == room
+                  for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Config")  # fmt: skip
+    assert {node.name for node in config.body if isinstance(node, ast.FunctionDef)} >= {"mini", "real", "full"}
+
+
+def undocumented(tree: ast.Module) -> list[str]:
+    """Public functions, classes and methods without a docstring.
+
+    Private are names with a leading underscore and what is inside a function. Exempt are functions of a single
+    statement: their name and annotations are to say it all; and methods that say what their class's base says.
+    """
+    found, scopes = [], [tree]
+    while scopes:
+        scope = scopes.pop()
+        derived = isinstance(scope, ast.ClassDef) and scope.bases
+        for node in scope.body:
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+                continue
+            if isinstance(node, ast.ClassDef):
+                scopes.append(node)
+            if ast.get_docstring(node) or (isinstance(node, ast.FunctionDef) and (len(node.body) == 1 or derived)):
+                continue
+            found.append(f"{node.name} (line {node.lineno})")
+    return found
+
+
+def test_the_docstring_checker_sees_what_is_missing():
+    method = "class A:\n    def b(self):\n        x = 1\n        return x\n"
+    code = method + "def c():\n    return 1\ndef _d():\n    x = 1\n    y"
+    assert undocumented(ast.parse(code)) == ["A (line 1)", "b (line 2)"]
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_what_is_public_has_a_docstring(name):
+    assert ast.get_docstring(TREES[name]), "the module has none"
+    assert undocumented(TREES[name]) == []
+
+
+def test_modules_and_the_whole_stay_small():
+    lines = {name: len((SRC / name).read_text(encoding="utf-8").splitlines()) for name in TREES}
+    assert {name: count for name, count in lines.items() if count > MODULE_LINES} == {}
+    assert sum(lines.values()) <= SRC_LINES
