@@ -43,7 +43,7 @@ class NonFiniteLoss(RuntimeError):
 class FitConfig:
     """How to train; every room's Config extends it."""
 
-    seed: int = 42
+    seed: int = settings.SEED
     epochs: int = 30
     batch_size: int = 4  # over all processes together
     accumulate: int = 1  # batches per optimiser step

@@ -40,7 +40,7 @@ class Config(training.FitConfig):
 
     @classmethod
     def mini(cls) -> Self:
-        return cls(epochs=24, batch_size=8, optimizer="adamw", lr=3e-3, weight_decay=1e-2, schedule="poly",
+        return cls(epochs=14, batch_size=8, optimizer="adamw", lr=3e-3, weight_decay=1e-2, schedule="poly",
                    warmup=75, clip_norm=5.0, width=0.5, augmentation="user", balance=True)  # fmt: skip
 
     @classmethod

@@ -9,7 +9,9 @@ from collections import namedtuple
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
 
-ANOMALY, CLEAR = 13, 255
+from src.road.canvas import CLEAR
+
+ANOMALY = 13
 SPRITE = 160  # height of a drawing in pixels
 SHARE = (0.0006, 0.07)  # aimed-at share of the image, log-uniform
 VISIBLE = (0.0005, 0.08)  # accepted share of the image after occlusion
@@ -76,20 +78,18 @@ def _draw_parts(family):
     tones, relief = Image.new("L", (width, SPRITE)), Image.new("L", (width, SPRITE))
     for order, part in enumerate(family.parts.split()):
         kind, tone, *numbers = part[0], int(part[1]), *(int(number) / 100 for number in part[3:].split(","))
+        thick = max(2, round(numbers.pop(0) * min(width, SPRITE))) if kind == "l" else 0
+        points = [(x * width, (1 - y) * SPRITE) for x, y in zip(numbers[::2], numbers[1::2], strict=True)]
         for image, ink in ((tones, tone + 1), (relief, 90 + 61 * order % 130)):
             draw = ImageDraw.Draw(image)
             if kind == "o":
                 x, y, across, up = numbers
-                draw.ellipse(
-                    [(x - across) * width, (1 - y - up) * SPRITE, (x + across) * width, (1 - y + up) * SPRITE], ink
-                )
-                continue
-            corners = numbers[kind == "l" :]
-            points = [(x * width, (1 - y) * SPRITE) for x, y in zip(corners[::2], corners[1::2], strict=True)]
-            if kind == "p":
+                box = (x - across) * width, (1 - y - up) * SPRITE, (x + across) * width, (1 - y + up) * SPRITE
+                draw.ellipse(box, ink)
+            elif kind == "p":
                 draw.polygon(points, ink)
             else:
-                draw.line(points, ink, max(2, round(numbers[0] * min(width, SPRITE))), joint="curve")
+                draw.line(points, ink, thick, joint="curve")
     return tones, relief
 
 
@@ -101,9 +101,8 @@ def _shade(family, colours, light, rng):
     down, across = np.gradient(height + np.asarray(relief.filter(ImageFilter.GaussianBlur(2)), np.float32) / 22)
     slope = (light[2] - light[0] * across + light[1] * down) / np.sqrt(1 + across**2 + down**2)
     y, x = np.indices(tones.shape)
-    stripes = np.sin((x * rng.uniform(-1, 1) + y * rng.uniform(-1, 1)) * rng.uniform(0.2, 0.9)) * rng.choice(
-        [0, 0, 0.09]
-    )
+    wave = (x * rng.uniform(-1, 1) + y * rng.uniform(-1, 1)) * rng.uniform(0.2, 0.9)
+    stripes = np.sin(wave) * rng.choice([0, 0, 0.09])
     grain = rng.normal(0, rng.uniform(0.02, 0.08), np.array(tones.shape) // 4 + 1)[y // 4, x // 4]
     tone = (0.72 + 0.45 * np.clip(slope, -0.6, 1)) * (1 + stripes + grain) * (1 - 0.15 * y / SPRITE)
     colour = np.asarray(colours)[np.maximum(tones, 1) - 1] * tone[..., None]
