@@ -106,11 +106,11 @@ def learning_curves(history: list[dict], metrics: Sequence[str], best: int | Non
 
 
 def pr_roc(curves: dict[str, dict[str, np.ndarray]], base_rate: float) -> Figure:
-    """Precision-recall and ROC curves; each entry holds recall, precision, fpr, tpr arrays."""
+    """Precision-recall and ROC curves; each entry holds recall, precision and fpr arrays."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.6))
     for name, curve in curves.items():
         left.plot(curve["recall"], curve["precision"], label=name)
-        right.plot(curve["fpr"], curve["tpr"], label=name)
+        right.plot(curve["fpr"], curve["recall"], label=name)
     left.axhline(base_rate, color="grey", linestyle=":", label=f"chance {base_rate:.3f}")
     left.set(xlabel="recall", ylabel="precision", title="precision-recall", xlim=(0, 1), ylim=(0, 1))
     right.plot([0, 1], [0, 1], color="grey", linestyle=":")

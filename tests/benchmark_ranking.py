@@ -33,7 +33,7 @@ AREAS = ("aupr", "auroc")
 
 DISTRIBUTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "normal": lambda normal: normal,
-    "cauchy": lambda normal: normal / np.abs(np.roll(normal, 1)),
+    "cauchy": lambda normal: normal / np.abs(np.roll(normal, 1)).clip(1e-6),
     "lognormal": lambda normal: np.exp(2 * normal),
     "tied": lambda normal: np.round(normal, 2),
 }

@@ -76,6 +76,7 @@ def test_run_training(fresh, text, value):
         ("ROOT", __file__, "a folder"),
         ("DATA_DIR", __file__, "a folder"),
     ],
+    ids=lambda value: value.rsplit("/", 1)[-1],
 )
 def test_bad_values_are_named_with_the_remedy(fresh, name, text, remedy):
     with pytest.raises(ValueError, match=f"(?s)^{name}={text!r}.*{remedy}"):

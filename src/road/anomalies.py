@@ -1,7 +1,7 @@
 """The objects that do not belong in a street: drawings of parts, turned into shaded relief, placed at a depth.
 
 They share no drawing code with the known classes: a family is a short list of ovals, polygons and lines that PIL
-draws; the slope of its blurred outline meets the light of the scene, and its colours may be those around it.
+draws; the slope of its blurred outline meets the light of the scene.
 """
 
 from collections import namedtuple
@@ -13,8 +13,8 @@ from src.road.canvas import CLEAR
 
 ANOMALY = 13
 SPRITE = 160  # height of a drawing in pixels
-SHARE = (0.0006, 0.07)  # aimed-at share of the image, log-uniform
-VISIBLE = (0.0005, 0.08)  # accepted share of the image after occlusion
+SHARE = (0.03, 0.15)  # aimed-at share of the image, log-uniform
+VISIBLE = (0.005, 0.18)  # accepted share of the image after occlusion
 TRIES = 60
 
 # Height in metres, width over height, where it is found, three colours, parts. A part is a letter, the colour's
@@ -109,17 +109,12 @@ def _shade(family, colours, light, rng):
     return colour.astype(np.float32), tones > 0
 
 
-def _colours(family, canvas, rng, at):
-    """The family's three colours: its own, loud ones, or ones found in the picture around its place."""
-    mode = rng.choice(["own", "loud", "camouflage"], p=(0.5, 0.15, 0.35))
-    if mode == "loud":
+def _colours(family, rng):
+    """Three colours: mostly loud ones, which no street has, else the family's own."""
+    if rng.random() < 0.9:
         return rng.uniform(0.05, 0.95, (3, 3))
-    if mode == "own":
-        own = np.array([ImageColor.getrgb(code) for code in family.colours.split()]) / 255
-        return np.clip(own * rng.uniform(0.75, 1.25) + rng.normal(0, 0.03, (3, 3)), 0.03, 1)
-    spots = rng.normal(canvas.project(at[None])[0, 1::-1], 40, (3, 2))
-    row, column = np.clip(spots, 0, np.array(canvas.label.shape) - 1).astype(int).T
-    return np.clip(canvas.rgb[row, column] / canvas.lit(np.array([0, 0.8, 0])) * rng.uniform(0.7, 1.3), 0.04, 1)
+    own = np.array([ImageColor.getrgb(code) for code in family.colours.split()]) / 255
+    return np.clip(own * rng.uniform(0.75, 1.25) + rng.normal(0, 0.03, (3, 3)), 0.03, 1)
 
 
 def _paint_one(canvas, street, rng, family):
@@ -136,7 +131,7 @@ def _paint_one(canvas, street, rng, family):
     else:
         canvas.shadow(at, axis, 0.4 * width, 0.8 * width)
     light = [canvas.sun @ direction for direction in (canvas.right, canvas.above, -canvas.ahead)]
-    colour, solid = _shade(family, _colours(family, canvas, rng, at), light, rng)
+    colour, solid = _shade(family, _colours(family, rng), light, rng)
     flip = rng.choice([-1, 1])
     colour, solid = colour[:, ::flip], solid[:, ::flip]
 
