@@ -14,7 +14,7 @@ from typing import Self
 from torch import nn
 from torch.utils.data import DataLoader
 
-from src import checkpoints, results, settings, training
+from src import checkpoints, plots, results, settings, training
 from src.metrics import ConfusionMatrix
 from src.road import data, figures, scenes
 from src.road import evaluate as evaluation
@@ -244,6 +244,7 @@ def predict(trained: Trained, files: Sequence[Path], out: Path) -> list[dict]:
 
 def draw(trained: Trained, root: Path | None, dataset: str | None) -> list[Path]:
     """The PNGs under assets/figures/road for a trained model on one data set."""
+    plots.style()
     name = dataset or trained.config.dataset
     kind = data.dataset_class(name)
     splits = [split for split in kind.splits if split != "train"]

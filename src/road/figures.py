@@ -120,7 +120,7 @@ def outline(image: np.ndarray, region: np.ndarray, color=(60, 250, 240)) -> np.n
 
 def sml_stages(logits: torch.Tensor, statistics: dict) -> dict[str, torch.Tensor]:
     """Max logit -> standardized -> boundary suppressed -> smoothed, each a score (1,H,W)."""
-    height, prediction = logits.shape[-2], logits.argmax(1)
+    height, prediction = logits.shape[-2], logits.max(1).indices
     standardized = standardized_max_logits(logits, statistics)
     suppressed = suppress_boundaries(standardized, prediction, scaled_radii(height))
     return {
@@ -134,7 +134,7 @@ def sml_stages(logits: torch.Tensor, statistics: dict) -> dict[str, torch.Tensor
 def logit_distributions(logits: Sequence[torch.Tensor], masks: Sequence[np.ndarray], dataset) -> Figure:
     """Max logit by predicted class (5th..95th percentile, median), normal pixels beside anomalous ones."""
     values = np.concatenate([x.max(1).values.flatten().numpy() for x in logits])
-    classes = np.concatenate([x.argmax(1).flatten().numpy() for x in logits])
+    classes = np.concatenate([x.max(1).indices.flatten().numpy() for x in logits])
     truth = np.concatenate([mask.ravel() for mask in masks])
     figure, axis = plt.subplots(figsize=(plots.WIDTH, 3.4))
     groups = {"normal": truth != dataset.anomaly, "anomalous": truth == dataset.anomaly}
