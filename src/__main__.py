@@ -27,6 +27,7 @@ EXAMPLES = """examples:
 
 
 def parser() -> argparse.ArgumentParser:
+    """The options of every room and action."""
     options = argparse.ArgumentParser(
         prog="python -m src",
         description="Find what does not belong: data, training, evaluation, prediction and figures of a room.",
@@ -56,6 +57,7 @@ def base_config(room, arguments: argparse.Namespace):
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run one command; 0 if it went well, 1 for input that cannot be used, 2 for a wrong command line."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = parser().parse_intermixed_args(argv)
     room = importlib.import_module(f"src.{arguments.room}")
@@ -73,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(room, arguments: argparse.Namespace, overrides: list[str], files: list[Path], argv: list[str]) -> None:
+    """Do what the arguments ask for; raises ``settings.InputError`` for input that cannot be used."""
     config = base_config(room, arguments)
     if arguments.action in ("data", "train"):
         config = config.override([f"dataset={arguments.dataset or config.dataset}", *overrides])
@@ -98,6 +101,7 @@ def run(room, arguments: argparse.Namespace, overrides: list[str], files: list[P
 
 
 def existing_weights(room, config, arguments: argparse.Namespace) -> Path:
+    """The committed weights of a config; an error that names the training command where there are none."""
     path = room.weights_path(config)
     if not path.exists():
         train = f"python -m src {arguments.room} train --profile {arguments.profile}"

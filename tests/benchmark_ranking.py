@@ -153,9 +153,7 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("accuracy", "speed", "memory"))
     parser.add_argument("--maps", type=Path, help="folder of the test annotations (memory)")
     parser.add_argument("--passes", type=int, default=6, help="passes over the maps (memory)")

@@ -310,9 +310,7 @@ def test_empty_confusion_matrix_is_nan():
 
 def resampled_values(images: list, statistic, resamples: int = 200) -> np.ndarray:
     """The statistic of each resample, the copies added one by one."""
-    weights = np.random.default_rng(3).multinomial(
-        len(images), np.full(len(images), 1 / len(images)), resamples
-    )
+    weights = np.random.default_rng(3).multinomial(len(images), np.full(len(images), 1 / len(images)), resamples)
     copies = ([image for image, n in zip(images, row, strict=True) for _ in range(n)] for row in weights)
     return np.array([statistic(resample) for resample in copies])
 

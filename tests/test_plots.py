@@ -85,10 +85,10 @@ def test_learning_curves_draw_the_history():
 
 
 def test_pr_roc():
-    curve = {"recall": [0, 1], "precision": [1, 0.1], "fpr": [0, 0.2, 1], "tpr": [0, 0.9, 1]}
+    curve = {"recall": [0, 0.9, 1], "precision": [1, 0.5, 0.1], "fpr": [0, 0.2, 1]}
     curve = {name: np.array(values) for name, values in curve.items()}
     left, right = plots.pr_roc({"MSP": curve}, base_rate=0.0123).axes
-    assert np.array_equal(lines(left)["MSP"], [(0, 1), (1, 0.1)])
+    assert np.array_equal(lines(left)["MSP"], [(0, 1), (0.9, 0.5), (1, 0.1)])
     assert (lines(left)["chance 0.012"][:, 1] == 0.0123).all()
     assert np.array_equal(lines(right)["MSP"], [(0, 0), (0.2, 0.9), (1, 1)])
     assert (left.get_xlabel(), left.get_ylabel()) == ("recall", "precision")

@@ -123,7 +123,8 @@ def _paint_one(canvas, street, rng, family):
     distance = np.clip(canvas.focal * family.height * rng.uniform(0.7, 1.4) / pixels, 4, 40)
     height = pixels * distance / canvas.focal
     width, edge = height * family.aspect, street.half + street.walk
-    reach = {"ground": edge, "air": 1.2 * edge, "wall": edge + 0.2}[family.habitat]
+    view = 0.4 * canvas.label.shape[1] * distance / canvas.focal  # most of half the picture's width, in metres
+    reach = min(view, {"ground": edge, "air": 1.2 * edge, "wall": edge + 0.2}[family.habitat])
     lateral = rng.choice([-reach, reach]) if family.habitat == "wall" else rng.uniform(-reach, reach)
     at, axis = street.at(lateral, distance)
     if family.habitat == "air":

@@ -29,6 +29,8 @@ class DataError(settings.InputError):
 
 @dataclass(frozen=True)
 class LabelClass:
+    """A known class: its official name and its colour (red, green, blue), 0 to 255."""
+
     name: str
     color: tuple[int, int, int]
 

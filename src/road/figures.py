@@ -27,6 +27,7 @@ CORRECT, WRONG, UNLABELLED = (235, 235, 235), (213, 94, 0), (255, 255, 255)
 
 
 def legend_handles(dataset) -> list[Patch]:
+    """One labelled patch of colour for each class, the anomaly last."""
     entries = [(f"{i} {c.name}", c.color) for i, c in enumerate(dataset.classes)]
     if dataset.anomaly is not None:
         entries.append((f"{dataset.anomaly} anomaly", data.StreetHazards.anomaly_color))

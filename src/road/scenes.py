@@ -23,7 +23,7 @@ from src.road.street import LINE, ROAD, Street, draw_skyline, furnish
 
 __all__ = ["ANOMALY_FAMILIES", "VERSION", "render_scene", "write_dataset"]
 
-VERSION = 3  # raise it whenever a scene's pixels change, so that old data sets are recognised
+VERSION = 4  # raise it whenever a scene's pixels change, so that old data sets are recognised
 COUNTS = {"train": 600, "val": 100, "test": 150}
 Split = namedtuple("Split", "top list folder towns")  # images are <top>/images/<folder>/<town>/<index>.png
 SPLITS = {
