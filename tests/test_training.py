@@ -24,6 +24,7 @@ from src.training import Batches, FitConfig, NonFiniteLoss
 # Children are forked from a server that has imported torch once: cheap to start, and free of this process's threads.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__, "torch._dynamo", "torch.utils.tensorboard"])
+PATIENCE = 900  # seconds to wait for a child
 QUICK = FitConfig(epochs=3, batch_size=8, lr=0.01, workers=0)
 
 
@@ -467,10 +468,16 @@ def on_call(number: int, function, replacement):
     return counted
 
 
-def child_run(folder: Path, config: FitConfig, kill: tuple[str, int] | None = None) -> None:
-    """One process of a run: train to the end, or until the n-th batch, save or rename kills it."""
+def prepare_child() -> None:
     settings.DEVICE = torch.device("cpu")
     torch.set_num_threads(1)
+    # Data-loading workers are to be children of this process, whose death ends them, and not of the server.
+    multiprocessing.set_start_method("fork", force=True)
+
+
+def child_run(folder: Path, config: FitConfig, kill: tuple[str, int] | None = None) -> None:
+    """One process of a run: train to the end, or until the n-th batch, save or rename kills it."""
+    prepare_child()
     target = loss
     if kill and kill[0] == "batch":
         target = on_call(kill[1], loss, kill_self)
@@ -489,26 +496,29 @@ def child(*arguments) -> multiprocessing.Process:
     return process
 
 
-def finish(process, code: int = 0) -> None:
+def exit_code(process) -> int:
+    """Wait for a child, however slow the machine; one that hangs is killed."""
+    process.join(PATIENCE)
+    process.kill()
     process.join()
-    assert process.exitcode == code
+    return process.exitcode
 
 
 @pytest.mark.parametrize("name", RESUMABLE)
 def test_killed_runs_end_bit_identical(tmp_path, name):
     """Killed half-way through a save, in a batch, between two saves, and at random times; then finished."""
     config, rng = RESUMABLE[name], random.Random(name)
-    finish(child(tmp_path / "whole", config))
+    assert exit_code(child(tmp_path / "whole", config)) == 0
     duration = checkpoints.read(tmp_path / "whole" / "last.pth")["state"]["seconds"]
     kills = [("save", rng.randint(1, 2)), ("batch", rng.randint(6, 9)), ("rename", 2), ("batch", rng.randint(1, 4))]
     for kill in kills:
-        finish(child(tmp_path / "killed", config, kill), -signal.SIGKILL)
+        assert exit_code(child(tmp_path / "killed", config, kill)) == -signal.SIGKILL
     for _ in range(2):
         process = child(tmp_path / "killed", config)
         process.join(rng.uniform(0.1, 0.7) * duration)
         process.kill()
         process.join()
-    finish(child(tmp_path / "killed", config))
+    assert exit_code(child(tmp_path / "killed", config)) == 0
     for file in ("result.pth", "best.pth", "last.pth"):
         whole, killed = (checkpoints.read(tmp_path / folder / file) for folder in ("whole", "killed"))
         assert same(whole["weights"], killed["weights"]), file
@@ -522,8 +532,7 @@ def child_rank(rank: int, port: int, folder: Path, config: FitConfig, kill_at: i
     """What torchrun starts: one of two processes that find each other by the environment."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(port)}  # fmt: skip
-    settings.DEVICE = torch.device("cpu")
-    torch.set_num_threads(1)
+    prepare_child()
     assert training.start_distributed() == (rank, 2)
     target = on_call(kill_at, loss, kill_self) if kill_at else loss
     model, history = run(folder, config, batches=Batches(Stripes(), config, shift), loss=target)
@@ -539,9 +548,7 @@ def two_ranks(*arguments) -> list[int]:
     processes = [PROCESSES.Process(target=child_rank, args=(rank, port, *arguments)) for rank in range(2)]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join()
-    return [process.exitcode for process in processes]
+    return [exit_code(process) for process in processes]
 
 
 def test_two_processes_match_one(tmp_path):
