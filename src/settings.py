@@ -48,13 +48,12 @@ def _folder(name: str, default: Path) -> Path:
 
 
 def _device() -> torch.device:
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    value = os.environ.get("DEVICE", best)
-    try:
-        device = torch.device(value)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"DEVICE={value!r} cannot be used here ({str(error).splitlines()[0]}); try {best}") from error
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    usable = [kind for kind, there in present.items() if there]
+    value = os.environ.get("DEVICE", usable[0])
+    if value.split(":")[0] not in usable:
+        raise InputError(f"DEVICE={value!r}: expected one of {', '.join(usable)} on this machine")
+    device = torch.device(value)
     if device.type == "cuda" and "LOCAL_RANK" in os.environ:  # under torchrun each process owns one GPU
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
