@@ -151,6 +151,10 @@ def test_predict_writes_overlay_and_score_map(mini_root, tiny_weights, tmp_path,
         assert 0 < row["mean_confidence"] <= 1 and 0 <= row["share_above_threshold"] <= 1
 
 
+def test_predict_refuses_files_whose_pictures_would_overwrite_each_other(tiny_weights, capsys):
+    assert "same name" in failure(capsys, "predict", "a/street.jpg", "b/street.jpg", "--weights", tiny_weights)
+
+
 def test_figures_are_written(mini_root, tiny_weights, folders, capsys):
     assert run("figures", "--root", mini_root, "--weights", tiny_weights) == 0
     expected = {f"mini_{split}_{kind}" for split in ("val", "test") for kind in ("six", "grid", "failures")}

@@ -239,6 +239,8 @@ def measure(trained: Trained, root: Path | None, dataset: str | None, split: str
 
 def predict(trained: Trained, files: Sequence[Path], out: Path) -> list[dict]:
     """Write ``<stem>_overlay.png`` and ``<stem>_<score>.png`` for each image file; one summary row each."""
+    if len({file.stem for file in files}) < len(files):
+        raise settings.InputError("two of the files have the same name, and so would their pictures: rename one")
     return [figures.write_prediction(trained, file, out) for file in files]
 
 

@@ -123,7 +123,13 @@ def _natural(key: str) -> tuple:
 
 def _by_stem(folder: Path, *suffixes: str) -> dict[str, Path]:
     paths = (p for p in folder.rglob("*") if p.suffix.lower() in suffixes)
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+    found: dict[str, Path] = {}
+    for path in sorted(paths):
+        key = path.relative_to(folder).with_suffix("").as_posix()
+        if key in found:
+            raise DataError(f"{found[key]} and {path.name} share one name: which is the image? Remove the other")
+        found[key] = path
+    return found
 
 
 class StreetHazards(RoadDataset):

@@ -1,5 +1,6 @@
 """Three on-disk layouts read into one kind of sample, their errors, and transforms that keep labels on pixels."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,14 @@ def test_official_layout_is_read_in_numeric_order(tmp_path):
     names = [sample["name"] for sample in data.StreetHazards(tmp_path, "train")]
     expected = ["t1/9", "t1/10", "t1/100", "t1/b", "t2/1"]
     assert names == [f"train/images/training/{name}.png" for name in expected]
+
+
+def test_two_images_of_one_name_are_refused(camvid_root, tmp_path):
+    shutil.copytree(camvid_root, tmp_path / "camvid")
+    image = sorted((tmp_path / "camvid" / "test").iterdir())[0]
+    shutil.copy(image, image.with_suffix(".png"))
+    with pytest.raises(data.DataError, match=f"{image.stem}.*share one name"):
+        data.CamVid(tmp_path / "camvid", "test")
 
 
 def test_each_split_has_its_own_folder(mini_root):
