@@ -144,7 +144,7 @@ def test_set_up_cell_is_the_same_everywhere():
 # -------------------------------------------------------------------------------------------- the lint
 def sample():
     """A notebook without a fault."""
-    image = new_output("display_data", {"image/png": "/tmp/abc+/work/==", "text/plain": "<Figure size 9x3>"})
+    image = new_output("display_data", {"image/png": "/tmp/abc+/mnt/==", "text/plain": "<Figure size 9x3>"})
     cells = [
         new_markdown_cell("# Title\n\nStudent ID: · Full name: · Institutional e-mail:"),
         new_code_cell("%matplotlib inline\nimport os", metadata={"tags": ["setup"]}),
@@ -187,7 +187,7 @@ FAULTS = {
     "no field 'Full name'": lambda n: n.cells[0].update(source="# Title"),
     "0 cells are tagged 'setup'": lambda n: n.cells[1].metadata.update(tags=[]),
     "2 cells are tagged 'parameters'": lambda n: n.cells[1].metadata.update(tags=["setup", "parameters"]),
-    "names the path /root/data": lambda n: n.cells[2].update(source="DATA = '/root/data'"),
+    "names the path /home/data": lambda n: n.cells[2].update(source="DATA = '/home/data'"),
     "names the path /home/me/a.py": lambda n: n.cells[2].outputs.append(output(text="read /home/me/a.py")),
     "names the path /tmp": lambda n: n.metadata.update(kernel={"path": ["/tmp"]}),
 }
