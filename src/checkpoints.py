@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchvision.models import WeightsEnum
 
 from src import settings
 
@@ -97,6 +98,18 @@ def read(path: Path | str) -> dict:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint; check the file name")
     return content
+
+
+def pretrained(weights: WeightsEnum, file: Path | str | None) -> dict:
+    """The state dict in ``file``, or else the one torchvision publishes as ``weights``, checksum verified."""
+    if file:
+        return read(file)
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot download {weights.url} ({error}); connect, or name a local copy with --weights FILE"
+        ) from error
 
 
 def load(path: Path | str) -> dict:

@@ -9,7 +9,7 @@ rescaled or clipped, and two scores tie only if they are equal.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -101,8 +101,8 @@ def _scores_of(keys: np.ndarray) -> np.ndarray:
     return np.where(keys < 0, -magnitude, magnitude)
 
 
-def _keys_by_class(scores: Any, is_anomaly: Any, call: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The int32 keys of (negatives, positives), slice by slice; `call` names the place in the errors."""
+def keys_by_class(scores: Any, is_anomaly: Any, call: str) -> list[np.ndarray]:
+    """The int32 keys of [negatives, positives], each in row-major order; `call` names the place in the errors."""
     scores, is_anomaly = torch.as_tensor(scores).detach(), torch.as_tensor(is_anomaly)
     if scores.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(f"{call}: scores are {scores.dtype}; cast them with .float(), which may make ties")
@@ -119,7 +119,7 @@ def _keys_by_class(scores: Any, is_anomaly: Any, call: str) -> list[tuple[np.nda
         if labels.dtype != bool and len(unknown := labels[(labels != 0) & (labels != 1)]):
             raise ValueError(f"{call}: is_anomaly holds {unknown[0]}; drop ignored pixels, use 0 and 1 only")
         slices.append((keys[labels == 0], keys[labels == 1]))
-    return slices
+    return [np.concatenate(keys) for keys in zip(*slices, strict=True)]
 
 
 def _run_starts(ascending: np.ndarray) -> np.ndarray:
@@ -129,20 +129,20 @@ def _run_starts(ascending: np.ndarray) -> np.ndarray:
     return np.flatnonzero(new)
 
 
-class _Tally(NamedTuple):
-    """A multiset of keys: the distinct ones, int32 ascending, and how often each occurs, int64."""
+class Tally(NamedTuple):
+    """A multiset of keys: the distinct ones, int32 ascending, and how often each occurs, int64, or its weight."""
 
     keys: np.ndarray = np.empty(0, np.int32)
     counts: np.ndarray = np.empty(0, np.int64)
 
     @classmethod
-    def of(cls, keys: np.ndarray) -> _Tally:
+    def of(cls, keys: np.ndarray) -> Tally:
         """Count unsorted `keys`, which are sorted in place."""
         keys.sort()
         starts = _run_starts(keys)
         return cls(keys[starts], np.diff(starts, append=len(keys)))
 
-    def merged(self, other: _Tally) -> _Tally:
+    def merged(self, other: Tally) -> Tally:
         if not len(self.keys):
             return other
         at = np.searchsorted(self.keys, other.keys)
@@ -150,15 +150,13 @@ class _Tally(NamedTuple):
         counts = self.counts.copy()
         counts[at[known]] += other.counts[known]
         at, keys, new_counts = at[~known], other.keys[~known], other.counts[~known]
-        return _Tally(np.insert(self.keys, at, keys), np.insert(counts, at, new_counts))
+        return Tally(np.insert(self.keys, at, keys), np.insert(counts, at, new_counts))
 
-    def coarsened(self, bits: int) -> _Tally:
-        """Merge all keys that differ in their lowest `bits` bits only."""
-        if not bits or not len(self.keys):
-            return self
+    def coarsened(self, bits: int) -> Tally:
+        """Merge all keys, also repeated ones, that differ in their lowest `bits` bits only."""
         keys = self.keys >> bits
         starts = _run_starts(keys)
-        return _Tally(keys[starts], np.add.reduceat(self.counts, starts))
+        return Tally(keys[starts], np.add.reduceat(self.counts, starts))
 
 
 class Bounded(NamedTuple):
@@ -211,47 +209,30 @@ def _metrics(bins: _Bins, exact: bool) -> dict[str, Bounded]:
 
 def ranking(scores: torch.Tensor, is_anomaly: torch.Tensor) -> dict[str, Bounded]:
     """`PixelRanking.compute` for one image, exact (every error is 0), from one sort; same exceptions."""
-    slices = _keys_by_class(scores, is_anomaly, "ranking")
-    negatives, positives = (np.concatenate(keys) for keys in zip(*slices, strict=True))
+    negatives, positives = keys_by_class(scores, is_anomaly, "ranking")
     negatives.sort()
-    tally = _Tally.of(positives)
+    tally = Tally.of(positives)
     below, upto = (np.searchsorted(negatives, tally.keys, side) for side in ("left", "right"))
     return _metrics(_Bins(tally.counts, below, upto, len(negatives)), exact=True)
 
 
-class PixelRanking:
-    """AUPR, AUROC, FPR95 and best F1 over all pixels of a split, in one pass and constant memory.
+class ClassTallies:
+    """The ordered keys of negatives and positives, counted in constant memory: base of the streamed metrics.
 
-    The distinct ordered keys of each class are counted. Up to `max_bins` of them the numbers are exact. Then
-    the lowest bit of every key is dropped, neighbours are merged, and the numbers carry a certified bound:
-    the scores of a bin differ by less than a fraction 2**(bits - 23), however small or large they are, so a
-    few hundred positives stay resolved where equal-width bins would swallow them. With the default, memory is
-    50 MB at rest and below 0.5 GB at the peak.
+    Up to `max_bins` distinct keys, metrics are exact. Then the lowest bit of every key is dropped, neighbours merge,
+    and metrics carry a certified bound: a bin's scores differ by less than a fraction 2**(bits - 23), small or large,
+    so rare positives stay resolved where equal-width bins swallow them. By default 50 MB at rest, 0.5 GB at the peak.
     """
 
     def __init__(self, max_bins: int = 1 << 22) -> None:
         if max_bins < 4:
             raise ValueError(f"max_bins={max_bins}: two classes times two signs need 4 bins or more")
         self.max_bins = max_bins
-        self._tallies = [_Tally(), _Tally()]  # of the negatives and the positives
+        self._tallies = [Tally(), Tally()]  # of the negatives and the positives
         self._pending: list[list[np.ndarray]] = [[], []]
         self._pending_pixels = self._updates = self._bits = 0  # bits: dropped from every key so far
 
-    def update(self, scores: torch.Tensor, is_anomaly: torch.Tensor) -> None:
-        """Add pixels: `scores` float32 or narrower, `is_anomaly` bool or 0/1, of one shape, on any device.
-
-        Raises TypeError for float64 scores and ValueError for a NaN or infinite score (with its index and the
-        number of the call), for labels other than 0 and 1, and for different shapes; nothing is added then.
-        """
-        self._updates += 1
-        for keys_by_label in _keys_by_class(scores, is_anomaly, f"update {self._updates}"):
-            for pending, keys in zip(self._pending, keys_by_label, strict=True):
-                pending.append(keys)
-                self._pending_pixels += len(keys)
-            if self._pending_pixels >= _PENDING:
-                self._fold()
-
-    def merge(self, other: PixelRanking) -> None:
+    def merge(self, other: Self) -> None:
         """Add the pixels of another shard; the coarser of the two resolutions is kept."""
         theirs = other._fold()
         self._coarsen(max(0, other._bits - self._bits))
@@ -262,10 +243,54 @@ class PixelRanking:
     def all_reduce(self) -> None:
         """Pool the pixels of all ranks, once, at the end; without a process group there is nothing to do."""
         self._fold()
-        total = PixelRanking(self.max_bins)
+        total = type(self)(self.max_bins)
         for other in _from_every_rank(self):
             total.merge(other)
         self._tallies, self._bits = total._tallies, total._bits
+
+    def _gather(self, *keys_by_label: np.ndarray) -> None:
+        """Keep the keys of both classes until they are worth a sort."""
+        for pending, keys in zip(self._pending, keys_by_label, strict=True):
+            pending.append(keys)
+            self._pending_pixels += len(keys)
+        if self._pending_pixels >= _PENDING:
+            self._fold()
+
+    def _bins(self) -> _Bins:
+        negatives, positives = self._fold()
+        cumulative = np.append(0, np.cumsum(negatives.counts))
+        sides = (np.searchsorted(negatives.keys, positives.keys, side) for side in ("left", "right"))
+        return _Bins(positives.counts, *(cumulative[side] for side in sides), int(cumulative[-1]))
+
+    def _fold(self) -> list[Tally]:
+        """Count the pending keys, coarsen until the bins are few enough, and return the tallies."""
+        for label, pending in enumerate(self._pending):
+            if pending:
+                keys = np.concatenate(pending)
+                pending.clear()
+                keys >>= self._bits
+                self._tallies[label] = self._tallies[label].merged(Tally.of(keys))
+        self._pending_pixels = 0
+        while sum(len(tally.keys) for tally in self._tallies) > self.max_bins:
+            self._coarsen(1)
+        return self._tallies
+
+    def _coarsen(self, bits: int) -> None:
+        self._bits += bits
+        self._tallies = [tally.coarsened(bits) for tally in self._tallies]
+
+
+class PixelRanking(ClassTallies):
+    """AUPR, AUROC, FPR95 and best F1 over all pixels of a split, in one pass and constant memory."""
+
+    def update(self, scores: torch.Tensor, is_anomaly: torch.Tensor) -> None:
+        """Add pixels: `scores` float32 or narrower, `is_anomaly` bool or 0/1, of one shape, on any device.
+
+        Raises TypeError for float64 scores and ValueError for a NaN or infinite score (with its index and the
+        number of the call), for labels other than 0 and 1, and for different shapes; nothing is added then.
+        """
+        self._updates += 1
+        self._gather(*keys_by_class(scores, is_anomaly, f"update {self._updates}"))
 
     def compute(self) -> dict[str, Bounded]:
         """`aupr`, `auroc`, `fpr95` and `f1_max`, each with `.value` and `.error`, its certified bound.
@@ -326,29 +351,6 @@ class PixelRanking:
         total = self.positives + self.negatives
         return self.positives / total if total else float("nan")
 
-    def _bins(self) -> _Bins:
-        negatives, positives = self._fold()
-        cumulative = np.append(0, np.cumsum(negatives.counts))
-        sides = (np.searchsorted(negatives.keys, positives.keys, side) for side in ("left", "right"))
-        return _Bins(positives.counts, *(cumulative[side] for side in sides), int(cumulative[-1]))
-
-    def _fold(self) -> list[_Tally]:
-        """Count the pending keys, coarsen until the bins are few enough, and return the tallies."""
-        for label, pending in enumerate(self._pending):
-            if pending:
-                keys = np.concatenate(pending)
-                pending.clear()
-                keys >>= self._bits
-                self._tallies[label] = self._tallies[label].merged(_Tally.of(keys))
-        self._pending_pixels = 0
-        while sum(len(tally.keys) for tally in self._tallies) > self.max_bins:
-            self._coarsen(1)
-        return self._tallies
-
-    def _coarsen(self, bits: int) -> None:
-        self._bits += bits
-        self._tallies = [tally.coarsened(bits) for tally in self._tallies]
-
 
 def bootstrap(
     per_image: np.ndarray, statistic: Callable, resamples: int = 1000, seed: int = 0, level: float = 0.95
@@ -357,14 +359,18 @@ def bootstrap(
 
     `per_image` (N, ...) holds a sufficient statistic per image: a confusion matrix (K, K), a pair (value, 1)
     whose sums give a mean, or the `ImageHistograms` counts. `statistic` maps its float64 sum (...) over one
-    resample to a number. (NaN, NaN) if any resample has no value.
+    resample to a number, NaN where it has no value (AUPR of a resample without positives). Those resamples are
+    left out; if they are more than 5 %, the rest no longer speaks for the split: (NaN, NaN).
     """
     images, *shape = np.shape(per_image)
     rows = np.asarray(per_image, dtype=np.float64).reshape(images, -1)
     weights = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
     step = max(1, (1 << 23) // rows.shape[1])  # resamples whose sums fit in 64 MB
     blocks = (weights[start : start + step] @ rows for start in range(0, resamples, step))
-    values = [statistic(total.reshape(shape)) for block in blocks for total in block]
+    values = np.array([statistic(total.reshape(shape)) for block in blocks for total in block])
+    values = values[~np.isnan(values)]
+    if len(values) < 0.95 * resamples:
+        return float("nan"), float("nan")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -374,13 +380,12 @@ class ImageHistograms:
 
     def __init__(self, bits: int = 16) -> None:
         self.bits = bits
-        self._images: list[list[_Tally]] = []
+        self._images: list[list[Tally]] = []
 
     def update(self, scores: torch.Tensor, is_anomaly: torch.Tensor) -> None:
         """Add one image, as `PixelRanking.update` would."""
-        slices = _keys_by_class(scores, is_anomaly, f"image {len(self._images)}")
-        keys_by_label = (np.concatenate(keys) >> (32 - self.bits) for keys in zip(*slices, strict=True))
-        self._images.append([_Tally.of(keys) for keys in keys_by_label])
+        keys_by_label = keys_by_class(scores, is_anomaly, f"image {len(self._images)}")
+        self._images.append([Tally.of(keys >> (32 - self.bits)) for keys in keys_by_label])
 
     def counts(self) -> np.ndarray:
         """int64 (N, bins, 2): by image, by ascending bin of those used anywhere, (negatives, positives)."""

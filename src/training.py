@@ -58,7 +58,7 @@ class FitConfig:
     clip_norm: float = 0.0  # 0: no clipping
     patience: int = 0  # epochs without improvement before stopping; 0: never
     workers: int = 1  # data-loading processes
-    amp: bool = True  # mixed precision, on CUDA only
+    amp: bool = True  # mixed precision, where the device has it: see ``autocast``
     compile: bool = False
 
     def __post_init__(self):
@@ -208,10 +208,11 @@ def to_device(batch: Any) -> Any:
 
 # --------------------------------------------------------------------------------------------- loop
 def autocast(config: FitConfig):
-    """bf16 where the GPU supports it, fp16 on older ones, full precision on a CPU."""
-    if settings.DEVICE.type != "cuda" or not config.amp:
-        return nullcontext()
-    return torch.autocast("cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+    """bf16 where the GPU supports it, or the CPU has matrix units for it (AMX); fp16 on older GPUs; else none."""
+    kind = settings.DEVICE.type
+    usable = kind == "cuda" or (kind == "cpu" and torch.cpu._is_amx_tile_supported())
+    half = torch.float16 if kind == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
+    return torch.autocast(kind, half) if config.amp and usable else nullcontext()
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: FitConfig, steps: int):

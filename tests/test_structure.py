@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).resolve().parents[1] / "src"
-GROUND = {"settings", "training", "checkpoints", "metrics", "plots", "results"}
+GROUND = {"settings", "training", "checkpoints", "metrics", "regions", "plots", "results"}
 ROOMS = {"road", "defects", "sets", "series"}
 ROOF = {"ablations", "__main__"}
 FILES = sorted(SRC.rglob("*.py"))

@@ -11,20 +11,15 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from src import settings
+from src.images import DataError, normalize, read_image
 
 IGNORE = 255
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as every torchvision backbone expects
-
-
-class DataError(settings.InputError):
-    """Files that are missing, unpaired, damaged or hold labels out of range."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,7 @@ class RoadDataset(Dataset):
     def read_mask(self, index: int) -> np.ndarray:
         """The label map alone, uint8 (H,W), remapped."""
         path = self.pairs[index][1]
-        labels = _open(path, None)
+        labels = read_image(path, None)
         if labels.ndim != 2 or labels.dtype != np.uint8:
             found = f"{labels.dtype} values on {labels.ndim} axes"
             raise DataError(f"{path} holds {found}; a label map holds one 8-bit value per pixel")
@@ -88,21 +83,6 @@ class RoadDataset(Dataset):
                 f"{type(self).__name__} {self.split} uses {known}"
             )
         return mask.astype(np.uint8)
-
-
-def _open(path: Path, mode: str | None) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert(mode) if mode else image)
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise DataError(f"{path} is not a readable image ({error}); fetch it again") from error
-
-
-def read_image(path: Path | str) -> np.ndarray:
-    """An image file as RGB, uint8 (H,W,3); DataError names a file that cannot be read."""
-    return _open(Path(path), "RGB")
 
 
 def _paired(images: dict, labels: dict, what: str) -> list[tuple[Path, Path]]:
@@ -231,11 +211,6 @@ def dataset_class(name: str) -> type[RoadDataset]:
 def known_only(mask: torch.Tensor, dataset: RoadDataset) -> torch.Tensor:
     """The mask with its anomalies set to IGNORE: the target of closed-set segmentation."""
     return mask if dataset.anomaly is None else mask.masked_fill(mask == dataset.anomaly, IGNORE)
-
-
-def normalize(image: torch.Tensor) -> torch.Tensor:
-    """uint8 (3,H,W) -> float32 in ImageNet's normalisation."""
-    return F.normalize(F.to_dtype(image.as_subclass(torch.Tensor), torch.float32, scale=True), MEAN, STD)
 
 
 def preprocess(image: torch.Tensor, image_size: tuple[int, ...]) -> torch.Tensor:

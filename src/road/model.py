@@ -85,23 +85,12 @@ def load_pretrained(model: DeepLabV3, backbone: str, pretrained: str, file: Path
         return
     if pretrained == "coco":
         weights = segmentation.DeepLabV3_ResNet50_Weights.DEFAULT
-        load_segmentation(model, _state_dict(weights, file), file or weights, drop=True)
+        load_segmentation(model, checkpoints.pretrained(weights, file), file or weights, drop=True)
     elif pretrained == "imagenet":
         weights = torchvision.models.get_model_weights(backbone).DEFAULT
-        _load_backbone(model, _state_dict(weights, file), file or weights)
+        _load_backbone(model, checkpoints.pretrained(weights, file), file or weights)
     else:
         raise settings.InputError(f"pretrained={pretrained!r}: expected none, imagenet or coco")
-
-
-def _state_dict(weights, file: Path | str | None) -> dict:
-    if file:
-        return checkpoints.read(file)
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
-        raise checkpoints.CheckpointError(
-            f"cannot download {weights.url} ({error}); connect, or name a local copy with --weights FILE"
-        ) from error
 
 
 def _load_backbone(model: DeepLabV3, state: dict, source) -> None:

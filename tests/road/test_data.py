@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from src import road, settings
+from src import images, road, settings
 from src.road import data, figures
 
 SIZE = (6, 8)
@@ -186,7 +186,7 @@ def inside(mask: torch.Tensor) -> torch.Tensor:
 
 def grey_levels(image: torch.Tensor) -> torch.Tensor:
     """Undo the normalisation: float (3,H,W) in 0..255."""
-    return (image * torch.tensor(data.STD)[:, None, None] + torch.tensor(data.MEAN)[:, None, None]) * 255
+    return (image * torch.tensor(images.STD)[:, None, None] + torch.tensor(images.MEAN)[:, None, None]) * 255
 
 
 @pytest.mark.parametrize("name", data.AUGMENTATIONS)

@@ -1,0 +1,170 @@
+"""Distillation of a teacher: a small patch network learns from natural images what a large classifier says of a patch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as TF
+
+from src import settings, training
+from src.defects.model import BACKBONES, Backbone, PatchNet, Teacher, compactness, effective_rank
+from src.images import SUFFIXES, DataError, normalize, read_image
+
+GREY_SHARE = 0.1  # of the patches, so that the descriptor does not rest on colour alone
+HELD_OUT = 10  # every tenth image validates
+
+
+@dataclass(frozen=True)
+class TeacherConfig(training.FitConfig):
+    """All that a teacher's weights depend on, so that a teacher can be shared and recognised."""
+
+    patch_size: int = 33
+    descriptor: int = 128
+    width: int = 128
+    backbone: str = "resnet18"
+    pretrained: str = "imagenet"  # imagenet | none (random weights)
+    patch_pixels: int = 64  # side to which patches are enlarged for the backbone
+    images: str = "imagenet"  # folder below DATA_DIR, searched for images
+    image_size: tuple[int, ...] = ()  # short side of the images patches are cut from; () = at random in 4p..16p
+    augmentation: str = "paper"  # paper (flips, some grey) | user (flips, rotation)
+    patches_per_image: int = 1
+    compactness: str = "mean"  # mean | sum, over pairs of dimensions
+    compactness_weight: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        choices = {"pretrained": ("imagenet", "none"), "augmentation": ("paper", "user"), "compactness": ("mean", "sum")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise settings.InputError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+
+
+# --------------------------------------------------------------------------------------------- data
+class Images(Dataset):
+    """Image files as uint8 (3,H,W)."""
+
+    def __init__(self, files: Sequence[Path]):
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(read_image(self.files[index])).permute(2, 0, 1)
+
+
+class CutPatches:
+    """Patches of one image: uint8 (3,H,W) -> float32 (K,3,p,p), normalised.
+
+    The image is resized so that a patch is a small part of it, at one of many scales (Bergmann et al., 4.1).
+    """
+
+    def __init__(self, config: TeacherConfig):
+        self.config = config
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        size = self.config.patch_size
+        short = self.config.image_size[0] if self.config.image_size else _draw(4 * size, 16 * size + 1)
+        image = TF.resize(image, [short], antialias=True)
+        corners = [(_draw(0, image.shape[1] - size + 1), _draw(0, image.shape[2] - size + 1))
+                   for _ in range(self.config.patches_per_image)]  # fmt: skip
+        patches = torch.stack([image[:, y : y + size, x : x + size] for y, x in corners])
+        for axis in (2, 3):
+            flipped = torch.rand(len(patches)) < 0.5
+            patches[flipped] = patches[flipped].flip(axis)
+        if self.config.augmentation == "user":
+            angles = torch.empty(len(patches)).uniform_(-180, 180).tolist()
+            patches = torch.stack([TF.rotate(p, angle) for p, angle in zip(patches, angles, strict=True)])
+        else:
+            grey = torch.rand(len(patches)) < GREY_SHARE
+            patches[grey] = TF.rgb_to_grayscale(patches[grey], 3)
+        return normalize(patches)
+
+
+def _draw(low: int, high: int) -> int:
+    return int(torch.randint(low, high, ()))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All images below a folder, sorted; DataError if there are fewer than can be divided into train and val."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if len(files) < 2 * HELD_OUT:
+        raise DataError(f"{folder} holds {len(files)} images to learn a teacher from; at least {2 * HELD_OUT} "
+                             "are needed: put photographs of any kind there")  # fmt: skip
+    return files
+
+
+# ----------------------------------------------------------------------------------------- training
+def distill(config: TeacherConfig, run_dir: Path, weights: Path | None = None) -> tuple[PatchNet, list[dict]]:
+    """Train (or resume) the teacher's run in ``run_dir``; returns its patch network and the history.
+
+    ``weights`` is a local state dict of the backbone, in place of torchvision's download. The epoch is chosen
+    by the distillation error on patches of held-out images.
+    """
+    settings.seed_everything(config.seed)
+    backbone = Backbone(config.backbone, config.patch_pixels)
+    if config.pretrained == "imagenet":
+        backbone.load(weights)
+    model = Teacher(PatchNet(config.patch_size, config.descriptor, config.width), BACKBONES[config.backbone])
+    files = image_files(settings.DATA_DIR / config.images)
+    cut = CutPatches(config)
+    batches = training.Batches(Images([f for i, f in enumerate(files) if i % HELD_OUT]), config, cut)
+    held_out = _fixed_patches(files[::HELD_OUT], config, cut)
+    backbone = backbone.to(settings.DEVICE, memory_format=torch.channels_last)
+    features = _features(backbone, held_out, config)
+    statistics = features.mean(0), features.std(0).clamp(min=1e-6)
+    history = training.fit(
+        model,
+        batches,
+        partial(loss, backbone=backbone, statistics=statistics, config=config),
+        partial(validate, patches=held_out, targets=(features - statistics[0]) / statistics[1]),
+        config,
+        run_dir=run_dir,
+        monitor="distillation",
+        minimize=True,
+    )
+    return model.net, history
+
+
+def loss(model: nn.Module, batch: torch.Tensor, *, backbone: Backbone, statistics: tuple, config: TeacherConfig):
+    """Distillation MSE per feature + weighted compactness, of patches (B,K,3,p,p).
+
+    The backbone's features are standardised by ``statistics``, so that neither the choice of backbone nor a
+    feature's scale changes what the compactness weight means.
+    """
+    patches = batch.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    target = (backbone(patches) - statistics[0]) / statistics[1]
+    descriptors, decoded = model(patches)
+    redundancy = compactness(descriptors, config.compactness)
+    return F.mse_loss(decoded.float(), target) + config.compactness_weight * redundancy
+
+
+@torch.inference_mode()
+def validate(model: Teacher, patches: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+    """Distillation MSE (1 = no better than the mean feature), compactness and effective rank on fixed patches."""
+    outputs = [model(part) for part in patches.split(256)]
+    descriptors, decoded = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+    return {
+        "distillation": float(F.mse_loss(decoded, targets)),
+        "compactness": float(compactness(descriptors)),
+        "effective_rank": effective_rank(descriptors.cpu()),
+    }
+
+
+def _fixed_patches(files: Sequence[Path], config: TeacherConfig, cut: CutPatches) -> torch.Tensor:
+    """Patches (N,3,p,p) of the held-out images, the same at every call: at least 16 an image."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        rounds = -(-16 // config.patches_per_image)
+        patches = [cut(image) for image in Images(files) for _ in range(rounds)]
+    return torch.cat(patches).to(settings.DEVICE, memory_format=torch.channels_last)
+
+
+def _features(backbone: Backbone, patches: torch.Tensor, config: TeacherConfig) -> torch.Tensor:
+    with training.autocast(config):
+        return torch.cat([backbone(part) for part in patches.split(256)])
