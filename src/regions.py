@@ -6,8 +6,6 @@ that. If every anomalous pixel weighs 1 / (pixels of its region), the mean overl
 threshold over the number of regions. So the ordered keys of `src.metrics` give the whole curve, in one pass.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from scipy import ndimage

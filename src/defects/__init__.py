@@ -29,9 +29,10 @@ class Config(training.FitConfig):
     stride: int = 4  # pixels between scored positions; 1 = every pixel
     backbone: str = "resnet18"
     pretrained: str = "imagenet"  # imagenet | none: the backbone's weights
+    backbone_depth: str = "middle"  # middle | last
     patch_pixels: int = 64
     teacher_images: str = "imagenet"
-    teacher_image_size: tuple[int, ...] = ()
+    teacher_image_size: tuple[int, int] = (128, 320)
     teacher_augmentation: str = "paper"
     teacher_width: int = 128
     teacher_epochs: int = 200
@@ -45,8 +46,8 @@ class Config(training.FitConfig):
     def real(cls, dataset: str = "magnetic_tile") -> Self:
         percent = () if dataset == "mvtec" else (70, 15, 15)
         return cls(dataset=dataset, percent=percent, crop_size=128, epochs=60, batch_size=4, lr=3e-4, weight_decay=1e-5,
-                   schedule="cosine", warmup=50, backbone="squeezenet1_0", teacher_images="imagenet_sample",
-                   teacher_epochs=100, teacher_batch_size=32, patches_per_image=16, teacher_lr=5e-4)  # fmt: skip
+                   schedule="cosine", warmup=20, backbone="squeezenet1_0", teacher_images="imagenet_sample",
+                   teacher_epochs=90, teacher_batch_size=32, patches_per_image=16, teacher_lr=5e-4)  # fmt: skip
 
     def teacher(self, patch_size: int) -> TeacherConfig:
         """The part of the config that a teacher depends on."""
@@ -55,7 +56,7 @@ class Config(training.FitConfig):
             lr=self.teacher_lr, weight_decay=self.weight_decay, schedule=self.schedule, warmup=self.warmup,
             workers=self.workers, amp=self.amp, compile=self.compile, patch_size=patch_size,
             descriptor=self.descriptor, width=self.teacher_width, backbone=self.backbone, pretrained=self.pretrained,
-            patch_pixels=self.patch_pixels, images=self.teacher_images, image_size=self.teacher_image_size,
+            depth=self.backbone_depth, patch_pixels=self.patch_pixels, images=self.teacher_images, image_size=self.teacher_image_size,
             augmentation=self.teacher_augmentation, patches_per_image=self.patches_per_image,
             compactness=self.compactness, compactness_weight=self.compactness_weight,
         )  # fmt: skip

@@ -179,7 +179,7 @@ def _csv(root: Path) -> list[Item]:
             raise DataError(f"{place}: {image} is normal but has a mask; remove mask_path or set is_anomalous to 1")
         kind = DEFECT if flag == "1" else NORMAL
         items[key] = Item(image, kind, _inside(table.parent, mask, place) if mask else None)
-    return _ordered(items.values())
+    return list(items.values())
 
 
 def _apportion(total: int, shares: Sequence[Fraction]) -> list[int]:

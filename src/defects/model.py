@@ -5,12 +5,11 @@ image at once, a descriptor every ``stride`` pixels: what the students train on 
 into a descriptor for every pixel.
 """
 
-from pathlib import Path
-
 import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from src import checkpoints, settings
 
@@ -21,7 +20,12 @@ LAYERS = {
     33: ((5, 1), POOL, (5, 2), POOL, (2, 2), (4, 1)),
     65: ((5, 1), POOL, (5, 1), POOL, (5, 1), POOL, (4, 2), (1, 1)),
 }
-BACKBONES = {"resnet18": 512, "squeezenet1_0": 512, "mobilenet_v2": 1280}  # name -> channels of its pooled features
+# Backbone -> depth -> (module, channels of its output).
+BACKBONES = {
+    "resnet18": {"middle": ("layer3", 256), "last": ("layer4", 512)},
+    "squeezenet1_0": {"middle": ("features.9", 384), "last": ("features.12", 512)},
+    "mobilenet_v2": {"middle": ("features.13", 96), "last": ("features.18", 1280)},
+}
 
 
 class PatchNet(nn.Sequential):
@@ -44,30 +48,30 @@ class PatchNet(nn.Sequential):
         last = layers[-2]
         layers[-2:] = [nn.Conv2d(last.in_channels, descriptor, last.kernel_size)]
         super().__init__(*layers)
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d):  # torch's default shrinks the signal at each layer: nothing is learnt
+                nn.init.kaiming_normal_(layer.weight, a=0.005)
+                nn.init.zeros_(layer.bias)
         self.patch_size, self.descriptor = patch_size, descriptor
         self.stride = 2 ** LAYERS[patch_size].count(POOL)
 
 
 # ------------------------------------------------------------------------------------------ teacher
 class Backbone(nn.Module):
-    """A frozen torchvision classifier without its classes: patches (N,3,p,p) -> pooled features (N,C)."""
+    """A frozen torchvision classifier, cut off at a depth: patches (N,3,p,p) -> features (N,C), averaged over space.
 
-    def __init__(self, name: str, patch_pixels: int):
+    ``last`` is what its class layer sees. Of a small patch that is hard to predict; ``middle`` speaks of texture
+    and parts, which is also what a defect changes (Batzner et al., EfficientAD, arXiv:2303.14535, distil the same).
+    """
+
+    def __init__(self, name: str, depth: str, patch_pixels: int, state: dict | None = None):
         super().__init__()
-        if name not in BACKBONES:
-            raise settings.InputError(f"backbone={name!r}: expected one of {', '.join(BACKBONES)}")
+        module, self.channels = BACKBONES[name][depth]
         network = getattr(torchvision.models, name)(weights=None)
-        if name == "resnet18":
-            network.fc = nn.Identity()
-        self.name, self.network, self.patch_pixels = name, network.requires_grad_(False).eval(), patch_pixels
-
-    def load(self, weights: Path | None) -> None:
-        """ImageNet weights from a local state dict in torchvision's naming, or else torchvision's own, online."""
-        published = torchvision.models.get_model_weights(self.name).DEFAULT
-        state = checkpoints.pretrained(published, weights)
-        own = self.network.state_dict()
-        needed = {name: tensor for name, tensor in state.items() if name in own}
-        checkpoints.load_weights(self.network, needed, weights or published.url)
+        if state:
+            checkpoints.load_weights(network, state, f"the state dict for {name}")
+        self.network = create_feature_extractor(network, {module: "features"}).requires_grad_(False).eval()
+        self.patch_pixels = patch_pixels
 
     def train(self, mode: bool = True):
         return super().train(False)  # frozen: batch norms keep their statistics
@@ -76,9 +80,7 @@ class Backbone(nn.Module):
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         size = (self.patch_pixels, self.patch_pixels)
         enlarged = F.interpolate(patches, size, mode="bilinear", align_corners=False)
-        if self.name == "resnet18":
-            return self.network(enlarged).float()
-        return F.relu(self.network.features(enlarged)).mean((2, 3)).float()
+        return self.network(enlarged)["features"].float().mean((2, 3))
 
 
 class Teacher(nn.Module):

@@ -55,7 +55,7 @@ def _page_data(folder: Path) -> dict[str, Any]:
     _check(summary, SUMMARY, str(path))
     if not summary["images"]:
         raise ReportError(f"{path} lists no images; {REMEDY}")
-    numbers = {key: value for key, value in summary["metrics"].items() if isinstance(value, NUMBER | None)}
+    numbers = {key: value for key, value in summary["metrics"].items() if isinstance(value, float | None)}
     metrics = {key: value if value is not None and math.isfinite(value) else None for key, value in numbers.items()}
     images = [_image_data(folder, record, summary["threshold"], f"{path}: images[{number}]")
               for number, record in enumerate(summary["images"])]  # fmt: skip

@@ -6,12 +6,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as TF
 
-from src import settings, training
+from src import checkpoints, settings, training
 from src.defects.model import BACKBONES, Backbone, PatchNet, Teacher, compactness, effective_rank
 from src.images import SUFFIXES, DataError, normalize, read_image
 
@@ -28,9 +29,10 @@ class TeacherConfig(training.FitConfig):
     width: int = 128
     backbone: str = "resnet18"
     pretrained: str = "imagenet"  # imagenet | none (random weights)
+    depth: str = "middle"  # middle | last: where the backbone's features are taken
     patch_pixels: int = 64  # side to which patches are enlarged for the backbone
     images: str = "imagenet"  # folder below DATA_DIR, searched for images
-    image_size: tuple[int, ...] = ()  # short side of the images patches are cut from; () = at random in 4p..16p
+    image_size: tuple[int, int] = (128, 320)  # range of the short side of the images that patches are cut from
     augmentation: str = "paper"  # paper (flips, some grey) | user (flips, rotation)
     patches_per_image: int = 1
     compactness: str = "mean"  # mean | sum, over pairs of dimensions
@@ -38,7 +40,13 @@ class TeacherConfig(training.FitConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        choices = {"pretrained": ("imagenet", "none"), "augmentation": ("paper", "user"), "compactness": ("mean", "sum")}
+        choices = {
+            "backbone": tuple(BACKBONES),
+            "depth": ("middle", "last"),
+            "pretrained": ("imagenet", "none"),
+            "augmentation": ("paper", "user"),
+            "compactness": ("mean", "sum"),
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise settings.InputError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
@@ -69,7 +77,8 @@ class CutPatches:
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         size = self.config.patch_size
-        short = self.config.image_size[0] if self.config.image_size else _draw(4 * size, 16 * size + 1)
+        low, high = self.config.image_size
+        short = _draw(low, high + 1)
         image = TF.resize(image, [short], antialias=True)
         corners = [(_draw(0, image.shape[1] - size + 1), _draw(0, image.shape[2] - size + 1))
                    for _ in range(self.config.patches_per_image)]  # fmt: skip
@@ -107,10 +116,10 @@ def distill(config: TeacherConfig, run_dir: Path, weights: Path | None = None) -
     by the distillation error on patches of held-out images.
     """
     settings.seed_everything(config.seed)
-    backbone = Backbone(config.backbone, config.patch_pixels)
-    if config.pretrained == "imagenet":
-        backbone.load(weights)
-    model = Teacher(PatchNet(config.patch_size, config.descriptor, config.width), BACKBONES[config.backbone])
+    published = torchvision.models.get_model_weights(config.backbone).DEFAULT
+    state = checkpoints.pretrained(published, weights) if config.pretrained == "imagenet" else None
+    backbone = Backbone(config.backbone, config.depth, config.patch_pixels, state)
+    model = Teacher(PatchNet(config.patch_size, config.descriptor, config.width), backbone.channels)
     files = image_files(settings.DATA_DIR / config.images)
     cut = CutPatches(config)
     batches = training.Batches(Images([f for i, f in enumerate(files) if i % HELD_OUT]), config, cut)
