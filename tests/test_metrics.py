@@ -331,10 +331,25 @@ def test_bootstrap_of_a_mean_has_the_standard_error():
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
 
 
-def test_bootstrap_without_a_value_is_nan():
-    per_image = np.array([[1.0, 1.0], [0.0, 0.0]])
-    with np.errstate(invalid="ignore"):
-        assert np.isnan(bootstrap(per_image, lambda total: total[0] / total[1])).all()
+@pytest.mark.parametrize(("held", "defined"), [(4, True), (2, False)])
+def test_bootstrap_leaves_out_resamples_without_a_value(held, defined):
+    """Of 40 images, `held` have a value: a resample lacks one with chance (1 - held / 40)**40, 1.5 % or 13 %."""
+    has_value = np.arange(40) < held
+    per_image = np.stack([np.random.default_rng(0).standard_normal(40) * has_value, has_value], axis=1)
+
+    def mean(total: np.ndarray) -> float:
+        return total[0] / total[1] if total[1] else float("nan")
+
+    values = resampled_values(list(per_image), lambda copies: mean(sum(copies)), resamples=400)
+    missing = np.isnan(values).mean()
+    assert missing > 0 and (missing <= 0.05) == defined
+    interval = bootstrap(per_image, mean, resamples=400, seed=3)
+    expected = np.nanquantile(values, [0.025, 0.975]) if defined else [np.nan, np.nan]
+    assert interval == pytest.approx(tuple(expected), nan_ok=True)
+
+
+def test_bootstrap_without_any_value_is_nan():
+    assert np.isnan(bootstrap(np.zeros((3, 5, 2)), metrics.average_precision_from_counts, resamples=20)).all()
 
 
 def test_histograms_give_the_aupr_of_any_resample():

@@ -40,7 +40,7 @@ class Config(training.FitConfig):
     teacher_lr: float = 2e-4
     patches_per_image: int = 1
     compactness: str = "mean"
-    compactness_weight: float = 1.0
+    compactness_weight: float = 0.1
 
     @classmethod
     def real(cls, dataset: str = "magnetic_tile") -> Self:

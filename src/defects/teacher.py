@@ -36,7 +36,7 @@ class TeacherConfig(training.FitConfig):
     augmentation: str = "paper"  # paper (flips, some grey) | user (flips, rotation)
     patches_per_image: int = 1
     compactness: str = "mean"  # mean | sum, over pairs of dimensions
-    compactness_weight: float = 1.0
+    compactness_weight: float = 0.1
 
     def __post_init__(self):
         super().__post_init__()

@@ -125,7 +125,7 @@ def _tiles(rng, slip) -> Surface:
     edge = pitch * (0.5 - np.maximum(abs(u - i - 0.5), abs(v - j - 0.5)))  # pixels to the middle of the joint
     grout = _tint(rng, (0.52, 0.50, 0.47), 0.03) * (1 + 0.08 * _noise(rng, 0.3))[..., None]
     height = np.clip(edge - 1, 0, 1.6) ** 0.5 + 0.03 * _noise(rng, 1.3)
-    return Surface(_mix(colour * glaze[..., None], grout, _step(1.1 - edge + 10 * wear, 0.7)), height, edge > -1)
+    return Surface(_mix(colour * glaze[..., None], grout, _step(1.1 - edge + 10 * wear, 0.7)), height, np.ones(i.shape, bool))
 
 
 def _bolt(rng, slip) -> Surface:
@@ -225,9 +225,8 @@ def _shoot(category: str, kind: str, keys, attempt: int):
         faulty = photo(slip=Slip(fault, strength))[0]
     elif kind != "good":
         change = photo(marks=fault)[0] - sound
-        faulty = sound + change * min(
-            1, np.interp(strength, (0, 1), CONTRAST[category]) / np.percentile(abs(change), 99.9)
-        )
+        contrast = np.interp(strength, (0, 1), CONTRAST[category])
+        faulty = sound + change * min(1, contrast / np.percentile(abs(change), 99.9))  # of some 50 pixels' channels
     grain = rng.normal(0, rng.uniform(1.2, 2.5), (SIZE, SIZE, 1)) + rng.normal(0, 1, sound.shape)
     return [np.clip(shot + grain + 0.5, 0, 255).astype(np.uint8) for shot in (faulty, sound)]
 
