@@ -5,17 +5,16 @@ moment and resumes from the last finished epoch. Order, augmentation and dropout
 (seed, epoch) alone, so a resumed run repeats what the killed one would have done, bit for bit on a CPU.
 """
 
-import ast
 import atexit
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from src import checkpoints, settings
+from src import checkpoints, configs, settings
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 # Learning-rate factor as a function of progress in [0, 1].
@@ -40,7 +39,7 @@ class NonFiniteLoss(RuntimeError):
 
 
 @dataclass(frozen=True)
-class FitConfig:
+class FitConfig(configs.Config):
     """How to train; every room's Config extends it."""
 
     seed: int = settings.SEED
@@ -69,39 +68,6 @@ class FitConfig:
             raise settings.InputError("epochs, batch_size and accumulate must be at least 1")
         if self.schedule == "plateau" and self.warmup:
             raise settings.InputError("schedule=plateau has no warm-up: set warmup=0")
-
-    @classmethod
-    def from_plain(cls, values: dict[str, Any]) -> Self:
-        """The config a checkpoint or record holds in plain form (lists for tuples)."""
-        unknown = values.keys() - {f.name for f in fields(cls)}
-        if unknown:
-            raise settings.InputError(f"settings unknown to {cls.__module__}: {', '.join(sorted(unknown))}")
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
-
-    def override(self, pairs: Sequence[str]) -> Self:
-        """A copy with ``key=value`` strings applied; values are read as Python literals of the field's type."""
-        changes = {}
-        for pair in pairs:
-            key, _, text = pair.partition("=")
-            if key not in {f.name for f in fields(self)}:
-                names = ", ".join(f.name for f in fields(self))
-                raise settings.InputError(f"{pair}: unknown setting; choose from {names}")
-            changes[key] = _parse(pair, text, getattr(self, key))
-        return replace(self, **changes)
-
-
-def _parse(pair: str, text: str, current: Any) -> Any:
-    if isinstance(current, str):
-        return text
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError) as error:
-        raise settings.InputError(f"{pair}: {text!r} is not a value like {current!r}") from error
-    if isinstance(current, float) and type(value) is int:
-        value = float(value)
-    if current is not None and value is not None and type(value) is not type(current):
-        raise settings.InputError(f"{pair}: expected a {type(current).__name__} like {current!r}")
-    return value
 
 
 @dataclass

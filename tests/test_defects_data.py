@@ -96,6 +96,7 @@ def test_mvtec_keeps_its_test_split_and_divides_train(mvtec_root):
     splits = data.read("mvtec", mvtec_root, "tile")
     expected = {"train": {"good": 9}, "val": {"good": 1}, "test": {"good": 4, "hole": 3, "scratch": 2}}
     assert data.counts(splits) == expected
+    assert list(data.counts({"all": splits["test"][::-1]})["all"]) == ["good", "hole", "scratch"]
     assert {item.image.parent.parent.name for item in splits["val"]} == {"train"}
     masks = {item.image.name: item.mask.name for item in splits["test"] if item.is_anomalous}
     assert masks == {f"{n:03d}.png": f"{n:03d}_mask.png" for n in range(3)}

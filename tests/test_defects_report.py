@@ -305,6 +305,13 @@ class Browser:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
+    def wait_for(self, expression: str, expected) -> None:
+        """Wait until an expression has the value that it is about to take; AssertionError after ten seconds."""
+        end = time.monotonic() + 10
+        while (value := self.run(expression)) != expected:
+            assert time.monotonic() < end, (expression, value, expected)
+            time.sleep(0.02)
+
     def press(self, *keys: str) -> None:
         """Real key strokes, as from a keyboard."""
         for key in keys:
@@ -322,7 +329,6 @@ class Browser:
         """What the window shows, once its pictures are decoded, uint8 (H,W,3)."""
         self.run("""new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done))).then(() =>
             Promise.all([...document.images].filter(each => each.src).map(each => each.decode())).then(() => 1))""")
-        time.sleep(0.1)
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
         return np.asarray(Image.open(path).convert("RGB"))
 
@@ -478,9 +484,8 @@ def test_the_data_set_view_shows_truth_and_masks(opened, evaluation):
     badges = opened.run("[...document.querySelectorAll('#dataset .badge')].map(each => each.textContent)")
     assert badges == ["Anomalous" if record["ground_truth"]["is_anomalous"] else "Normal" for record in images]
     opened.run("scrollTo(0, document.body.scrollHeight)")
-    opened.run("new Promise(done => setTimeout(done, 200))")
-    masks = opened.run("[...document.querySelectorAll('#dataset .mask')].map(each => Boolean(each.src))")
-    assert masks == [record["mask_path"] is not None for record in images]
+    masks = "[...document.querySelectorAll('#dataset .mask')].map(each => each.naturalWidth > 0)"
+    opened.wait_for(masks, [record["mask_path"] is not None for record in images])
     told = opened.run("byId('categories').innerText")
     assert "6 normal, 6 anomalous: hole 3, scratch 3; masks: 6" in told and "masks: 5" in told
 
@@ -531,8 +536,7 @@ def test_the_large_view_by_keyboard(opened, evaluation):
     assert "no defect to mark" in opened.run("byId('figures').innerText")
     opened.press("Escape")
     assert opened.run(name) is False
-    focused = "document.activeElement.querySelector('.name').textContent.replaceAll('\\u200b', '')"
-    assert opened.run(focused) == ranked[-1]
+    opened.wait_for("document.activeElement.querySelector('.name').textContent.replaceAll('\\u200b', '')", ranked[-1])
 
 
 # --- how it looks ---------------------------------------------------------------------------------------------

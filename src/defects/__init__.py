@@ -4,10 +4,17 @@ The doors, alike in every room: ``Config``, ``datasets(config)``, ``build_model(
 ``evaluate(config, model)``; for the command line also ``make_data``, ``load``, ``predict`` and ``draw``.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Self
 
-from src import training
+from torch import nn
+
+from src import checkpoints, results, settings, training
+from src.defects import data, evaluate as evaluation, report, students, teacher, textures
+from src.defects.model import PatchNet, StudentTeacher
 from src.defects.teacher import TeacherConfig
 
 REAL = ("magnetic_tile", "mvtec", "folder", "csv")  # the data sets that profile real trains on
@@ -43,13 +50,27 @@ class Config(training.FitConfig):
     compactness_weight: float = 0.1
 
     @classmethod
+    def mini(cls) -> Self:
+        return cls(categories=textures.CATEGORIES, image_size=128, epochs=60, batch_size=8, lr=1e-3, weight_decay=1e-5,
+                   schedule="cosine", warmup=20, width=64, backbone="resnet18", pretrained="none",
+                   teacher_images="mini/defects/teacher", teacher_width=64, teacher_epochs=60, teacher_batch_size=16,
+                   patches_per_image=32, teacher_lr=1e-3)  # fmt: skip
+
+    @classmethod
     def real(cls, dataset: str = "magnetic_tile") -> Self:
         percent = () if dataset == "mvtec" else (70, 15, 15)
         return cls(dataset=dataset, percent=percent, crop_size=128, epochs=60, batch_size=4, lr=3e-4, weight_decay=1e-5,
                    schedule="cosine", warmup=20, backbone="squeezenet1_0", teacher_images="imagenet_sample",
                    teacher_epochs=90, teacher_batch_size=32, patches_per_image=16, teacher_lr=5e-4)  # fmt: skip
 
-    def teacher(self, patch_size: int) -> TeacherConfig:
+    @classmethod
+    def full(cls) -> Self:
+        """The user's recipe: d = 512 descriptors distilled from ResNet-18's output, no decoder."""
+        return cls(dataset="mvtec", epochs=25, batch_size=1, lr=1e-4, weight_decay=1e-5, descriptor=512, stride=1,
+                   backbone_depth="last", teacher_image_size=(256, 256), teacher_augmentation="user",
+                   teacher_epochs=200, teacher_batch_size=64, teacher_lr=2e-4)  # fmt: skip
+
+    def of_teacher(self, patch_size: int) -> TeacherConfig:
         """The part of the config that a teacher depends on."""
         return TeacherConfig(
             seed=self.seed, epochs=self.teacher_epochs, batch_size=self.teacher_batch_size, optimizer=self.optimizer,
@@ -60,3 +81,171 @@ class Config(training.FitConfig):
             augmentation=self.teacher_augmentation, patches_per_image=self.patches_per_image,
             compactness=self.compactness, compactness_weight=self.compactness_weight,
         )  # fmt: skip
+
+    def parts(self) -> dict[str, str]:
+        """Category -> its folder under the root ("" = the root itself)."""
+        return {name: name for name in self.categories} or {self.dataset: ""}
+
+
+@dataclass
+class Trained:
+    """A model with what was learned beside its weights.
+
+    ``calibration``: category -> patch size -> as ``evaluation.calibrate`` gives it; ``thresholds``: category ->
+    as ``evaluation.choose_threshold`` gives it; ``history``: ``teacher <p>`` or ``<category> <p>`` -> epochs.
+    """
+
+    config: Config
+    model: StudentTeacher
+    calibration: dict
+    thresholds: dict
+    history: dict[str, list[dict]]
+    source: Path
+
+
+def default_root(dataset: str) -> Path:
+    return settings.DATA_DIR / ("mini/defects" if dataset == "mini" else dataset)
+
+
+def weights_path(config: Config) -> Path:
+    return settings.WEIGHTS_DIR / "defects" / f"{config.dataset}.pth"
+
+
+def teacher_path(config: Config, patch_size: int) -> Path:
+    """Where a teacher is kept, to be shared by every category and data set that it suits."""
+    images = config.teacher_images.split("/")[0]
+    return settings.WEIGHTS_DIR / "defects" / f"teacher_{images}_{patch_size}.pth"
+
+
+def make_data(config: Config, root: Path | None = None) -> None:
+    """Write the mini data set (if asked for), and the record of what each split of the data set holds."""
+    root = root or default_root(config.dataset)
+    if config.dataset == "mini":
+        textures.write_dataset(root)
+    found = {category: {split: data.counts({split: part.items})[split] for split, part in sets.items()}
+             for category, sets in datasets(config, root).items()}  # fmt: skip
+    results.write({"distribution": found}, results.record_path("defects", f"{config.dataset}_distribution"))
+
+
+def datasets(config: Config, root: Path | None = None) -> dict[str, dict[str, data.DefectDataset]]:
+    """category -> split (train, val, test) -> DefectDataset, read from ``root`` (default: below DATA_DIR)."""
+    root = root or default_root(config.dataset)
+    return {
+        category: {
+            split: data.DefectDataset(items, root)
+            for split, items in data.read(config.dataset, root, folder, config.percent, config.seed).items()
+        }
+        for category, folder in with_categories(config, root).parts().items()
+    }
+
+
+def with_categories(config: Config, root: Path) -> Config:
+    """The config with every category under the root, where it names none and the layout has some."""
+    if config.dataset != "mvtec" or config.categories:
+        return config
+    return replace(config, categories=tuple(data.categories(root)))
+
+
+def build_model(config: Config) -> StudentTeacher:
+    """Teacher and students for each patch size, and category, initialised from the config's seed."""
+    return StudentTeacher(config.parts(), config.patch_sizes, config.students, config.descriptor,
+                          (config.teacher_width, config.width), config.seed)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------- training
+def train_teacher(config: Config, patch_size: int, weights: Path | None, runs: Path) -> tuple[PatchNet, list[dict]]:
+    """The teacher of a patch size: the one kept for this config, or a new one, which is then kept."""
+    path, own = teacher_path(config, patch_size), config.of_teacher(patch_size)
+    if not path.exists():
+        net, history = teacher.distill(own, runs / path.stem, weights)
+        checkpoints.save(path, net.state_dict(), half=True, config=checkpoints.plain(asdict(own)),
+                         extras={"history": history})  # fmt: skip
+    content = checkpoints.load(path)
+    checkpoints.require_same_config(asdict(own), content, path)
+    net = PatchNet(patch_size, own.descriptor, own.width)
+    checkpoints.load_weights(net, content["weights"], path)
+    return net, content["extras"]["history"]
+
+
+def train(config: Config, root: Path | None = None, *, weights: Path | None = None,
+          run_dir: Path | None = None, out: Path | None = None) -> Trained:  # fmt: skip
+    """Teach the teachers (unless they are kept already), then each category's students; calibrate; save.
+
+    ``weights`` is a local state dict of the backbone, in place of torchvision's download. Runs in ``run_dir`` that
+    were interrupted are resumed. Stored as fp16 where that brings the file under ``checkpoints.LIMIT``;
+    calibration and thresholds are those of the stored weights.
+    """
+    root = root or default_root(config.dataset)
+    config = with_categories(config, root)
+    runs = run_dir or settings.RUNS_DIR / "defects"
+    sets, model, history = datasets(config, root), build_model(config), {}
+    for size in config.patch_sizes:
+        net, history[f"teacher {size}"] = train_teacher(config, size, weights, runs)
+        model.teachers[str(size)].load_state_dict(net.state_dict())
+        for category, parts in sets.items():
+            normal = data.DefectDataset([item for item in parts["val"].items if not item.is_anomalous], root)
+            history[f"{category} {size}"] = students.fit(
+                model.students[category][str(size)], model.teachers[str(size)], parts["train"], normal, config,
+                runs / f"{config.dataset}_{category}_{size}",
+            )  # fmt: skip
+    half = checkpoints.round_to_fit(model)
+    calibration = {name: evaluation.calibrate(model, name, parts["val"], config) for name, parts in sets.items()}
+    thresholds = {name: evaluation.threshold_on(model, name, parts["val"], calibration[name], config)
+                  for name, parts in sets.items()}  # fmt: skip
+    path = out or weights_path(config)
+    checkpoints.save(path, model.state_dict(), half=half, config=checkpoints.plain(asdict(config)),
+                     extras={"calibration": calibration, "thresholds": thresholds, "history": history})  # fmt: skip
+    return Trained(config, model, calibration, thresholds, history, path)
+
+
+def load_or_train(
+    config: Config, root: Path | None = None, *, weights: Path | None = None, run_training: bool = settings.RUN_TRAINING
+) -> Trained:
+    """The trained model of a config: loaded, or trained if it is missing and ``run_training`` is on."""
+    path = weights_path(config)
+    profile = "mini" if config.dataset == "mini" else "real"
+    checkpoints.load_or_train(
+        path,
+        checkpoints.plain(asdict(config)),
+        partial(train, config, root, weights=weights),
+        command=f"python -m src defects train --profile {profile}    (or ./download.sh weights)",
+        run_training=run_training,
+    )
+    return load(path, config)
+
+
+def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> Trained:
+    """A trained model with its own config. Overrides must agree with it, but for ``stride``, which scoring alone uses."""
+    content = checkpoints.load(path)
+    own = Config.from_plain(content["config"])
+    asked = own.override(overrides)
+    checkpoints.require_same_config(asdict(replace(asked, stride=own.stride)), content, path)
+    model = build_model(own)
+    checkpoints.load_weights(model, content["weights"], path)
+    extras = content["extras"]
+    return Trained(asked, model, extras["calibration"], extras["thresholds"], extras["history"], Path(path))
+
+
+# -------------------------------------------------------------------------------------- evaluation
+def evaluate(
+    config: Config,
+    model: nn.Module,
+    root: Path | None = None,
+    *,
+    calibration: dict,
+    thresholds: dict,
+    dataset: str | None = None,
+    split: str = "test",
+    records: Path | None = None,
+) -> dict:
+    """Metrics on a split of the model's own data set, or of another one in any layout (``dataset``, ``root``).
+
+    ``records`` names a folder for a picture and a JSON record of each image, from which ``report`` is made.
+    """
+    root = root or default_root(dataset or config.dataset)
+    sets = datasets(replace(config, dataset=dataset or config.dataset), root)
+    found = {}
+    for (category, parts), own in zip(sets.items(), config.parts(), strict=True):
+        scored = evaluation.scored(model, own, parts[split], calibration[own], config)
+        found[category] = evaluation.measure(scored, category, thresholds[own], records)
+    return evaluation.mean_over_categories(found)

@@ -128,8 +128,7 @@ class Students(nn.Module):
     """M patch networks that learn to say what the teacher says, from defect-free images alone.
 
     ``mean`` and ``std`` (d,) are the teacher's over the training images: students regress its descriptors
-    normalised by them. ``calibration`` holds mean and std of error and uncertainty on defect-free validation
-    images, (2,2): what makes the scores of several patch sizes comparable.
+    normalised by them.
     """
 
     def __init__(self, nets: list[PatchNet]):
@@ -137,7 +136,6 @@ class Students(nn.Module):
         self.nets = nn.ModuleList(nets)
         self.register_buffer("mean", torch.zeros(nets[0].descriptor))
         self.register_buffer("std", torch.ones(nets[0].descriptor))
-        self.register_buffer("calibration", torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
 
     def normalize(self, descriptors: torch.Tensor) -> torch.Tensor:
         """The teacher's descriptors (B,d,h,w) as the students' targets."""

@@ -125,7 +125,8 @@ def _tiles(rng, slip) -> Surface:
     edge = pitch * (0.5 - np.maximum(abs(u - i - 0.5), abs(v - j - 0.5)))  # pixels to the middle of the joint
     grout = _tint(rng, (0.52, 0.50, 0.47), 0.03) * (1 + 0.08 * _noise(rng, 0.3))[..., None]
     height = np.clip(edge - 1, 0, 1.6) ** 0.5 + 0.03 * _noise(rng, 1.3)
-    return Surface(_mix(colour * glaze[..., None], grout, _step(1.1 - edge + 10 * wear, 0.7)), height, np.ones(i.shape, bool))
+    colour = _mix(colour * glaze[..., None], grout, _step(1.1 - edge + 10 * wear, 0.7))
+    return Surface(colour, height, np.ones(i.shape, bool))
 
 
 def _bolt(rng, slip) -> Surface:
@@ -296,12 +297,12 @@ def _save(pixels: np.ndarray, path: Path) -> None:
     Image.fromarray(pixels).save(path, compress_level=4)
 
 
-def _clear(folder: Path) -> None:
-    """Delete an empty folder or a data set written here; raise InputError for anything else."""
-    if folder.exists():
-        if any(folder.iterdir()) and not (folder / MARKER).is_file():
-            raise settings.InputError(f"{folder} holds other files than this data set; choose another root")
-        shutil.rmtree(folder)
+def _check_own(folder: Path) -> None:
+    """Raise InputError unless the folder is missing, empty or written here."""
+    marker = folder / MARKER
+    own = marker.is_file() and "textures" in marker.read_text()
+    if folder.is_file() or folder.is_dir() and any(folder.iterdir()) and not own:
+        raise settings.InputError(f"{folder} holds other files than this data set: choose another root or remove them")
 
 
 def write_dataset(root: Path, seed: int = settings.SEED, counts=COUNTS) -> None:
@@ -310,13 +311,16 @@ def write_dataset(root: Path, seed: int = settings.SEED, counts=COUNTS) -> None:
     counts has the keys of COUNTS. All is written to <root>.partial, which takes root's place at the end; a data set
     of this version, seed and counts is kept. Raises InputError if root holds anything but a data set written here.
     """
-    root, wanted = Path(root), json.dumps({"version": VERSION, "seed": seed, "counts": dict(counts)})
+    root, wanted = Path(root), json.dumps({"textures": VERSION, "seed": seed, "counts": dict(counts)})
     if (root / MARKER).is_file() and (root / MARKER).read_text() == wanted:
         return
     unfinished = root.with_name(root.name + ".partial")
-    _clear(unfinished)  # left by a killed run
+    for folder in (root, unfinished):
+        _check_own(folder)
+    if unfinished.exists():  # left by a killed run
+        shutil.rmtree(unfinished)
     unfinished.mkdir(parents=True)
-    (unfinished / MARKER).write_text("unfinished")
+    (unfinished / MARKER).write_text("unfinished textures")
     tasks = [(c, "good", i, s) for c in CATEGORIES for s in SPLITS for i in range(counts[s])]
     tasks += [(*task, "test") for task in product(CATEGORIES, DEFECTS, range(counts["defect"]))]
     for category, kind, index, split in tqdm(tasks, "textures", disable=None):
@@ -326,6 +330,7 @@ def write_dataset(root: Path, seed: int = settings.SEED, counts=COUNTS) -> None:
             _save(mask * np.uint8(255), unfinished / category / "ground_truth" / kind / f"{index:03d}_mask.png")
     for index in range(counts["teacher"]):
         _save(_teacher_picture(index, seed), unfinished / "teacher" / f"{index:03d}.png")
-    _clear(root)
+    if root.exists():
+        shutil.rmtree(root)
     (unfinished / MARKER).write_text(wanted)
     unfinished.rename(root)

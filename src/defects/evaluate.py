@@ -1,0 +1,299 @@
+"""Score images by what students fail to say of them, choose thresholds, and measure both.
+
+Scores as in Bergmann et al. (arXiv:1911.02357), for M students S_k with mean mu and the normalised teacher T, at
+every pixel: error e = |mu - T|^2, uncertainty v = mean_k |S_k - mu|^2. Each is z-scored by its mean and std over
+defect-free validation images, which makes patch sizes comparable; the score is their sum, averaged over patch
+sizes. An image's score is the maximum of its map.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.metrics import precision_recall_curve, precision_recall_fscore_support, roc_auc_score
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as TF
+from tqdm.auto import tqdm
+
+from src import plots, settings, training
+from src.defects.data import NORMAL, DefectDataset, label
+from src.defects.dense import dense
+from src.defects.model import PatchNet, Students, StudentTeacher
+from src.defects.students import resize
+from src.images import normalize
+from src.metrics import PixelRanking, bootstrap
+from src.regions import RegionOverlap
+
+SCORES = ("error", "uncertainty", "sum")
+HEADLINE = "sum"  # fixed before any test split was evaluated
+QUANTILE = 0.95  # without anomalies to choose by, a threshold lets this share of normal validation images pass
+MAX_FPR = 0.3
+PROTOCOL = (
+    "Image score = maximum of the score map; image AUROC over all images of the split. Pixel metrics: all pixels of the "
+    "images that are normal or have a mask, pooled, at the images' own size; AUPRO: mean overlap of the 8-connected "
+    "regions up to a false positive rate of 0.3. precision, recall and f1: images, at the threshold chosen on val. "
+    "Several categories: top level = mean over categories. Interval: 95 %, 1000 bootstrap resamples of images."
+)
+
+
+# --------------------------------------------------------------------------------------- score maps
+@torch.inference_mode()
+def raw_maps(teacher: PatchNet, students: Students, images: torch.Tensor, stride: int) -> torch.Tensor:
+    """Error and uncertainty, float32 (2,B,ceil(H/stride),ceil(W/stride)), of normalised images (B,3,H,W)."""
+    target = students.normalize(dense(teacher, images, stride))
+    said = [dense(net, images, stride) for net in students.nets]
+    mean = torch.stack(said).mean(0)
+    error = (mean - target).square().sum(1)
+    uncertainty = torch.stack([(one - mean).square().sum(1) for one in said]).mean(0)
+    return torch.stack([error, uncertainty])
+
+
+def upsample(maps: torch.Tensor, stride: int, size: tuple[int, int]) -> torch.Tensor:
+    """Maps (...,h,w) known at the pixels 0, stride, ... -> (...,H,W): bilinear between, the last held at the edge."""
+    if stride == 1:
+        return maps
+    *lead, height, width = maps.shape
+    reached = ((height - 1) * stride + 1, (width - 1) * stride + 1)
+    full = F.interpolate(maps.reshape(1, -1, height, width), reached, mode="bilinear", align_corners=True)
+    full = F.pad(full, (0, size[1] - reached[1], 0, size[0] - reached[0]), mode="replicate")
+    return full.reshape(*lead, *size)
+
+
+def score_maps(model: StudentTeacher, category: str, image: torch.Tensor, calibration: dict, config) -> dict:
+    """Score name -> map float32 (h,w) on the CPU, of one image uint8 (3,H,W), at the size the model works at."""
+    pixels = training.to_device(normalize(resize(image, config.image_size))[None])
+    total = torch.zeros(2, *pixels.shape[-2:])
+    for size, students in model.students[category].items():
+        maps = upsample(raw_maps(model.teachers[size], students, pixels, config.stride), config.stride,
+                        pixels.shape[-2:])[:, 0].cpu()  # fmt: skip
+        statistics = torch.tensor(calibration[size])  # (2,2): mean and std of error, of uncertainty
+        total += (maps - statistics[:, 0, None, None]) / statistics[:, 1, None, None]
+    error, uncertainty = total / len(model.students[category])
+    return {"error": error, "uncertainty": uncertainty, "sum": error + uncertainty}
+
+
+# -------------------------------------------------------------------------------------- calibration
+def calibrate(model: StudentTeacher, category: str, val: DefectDataset, config) -> dict:
+    """Patch size -> [[mean, std] of error, [mean, std] of uncertainty] over the pixels of normal validation images."""
+    model = model.to(settings.DEVICE, memory_format=torch.channels_last).eval()
+    result = {}
+    for size, students in model.students[category].items():
+        count, sums = 0, torch.zeros(2, 2, dtype=torch.float64)  # error, uncertainty x sum, sum of squares
+        for index, item in enumerate(val.items):
+            if item.is_anomalous:
+                continue
+            pixels = training.to_device(normalize(resize(val[index]["image"], config.image_size))[None])
+            maps = raw_maps(model.teachers[size], students, pixels, config.stride).flatten(1).double().cpu()
+            count += maps.shape[1]
+            sums += torch.stack([maps.sum(1), maps.square().sum(1)], 1)
+        mean = sums[:, 0] / count
+        result[size] = torch.stack([mean, (sums[:, 1] / count - mean.square()).sqrt()], 1).tolist()
+    return result
+
+
+def choose_threshold(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict:
+    """``value`` and ``rule``: best F1 where the scores hold anomalies, else a high quantile of normal scores.
+
+    Images with a score of at least the value are called anomalous. Raises ValueError without normal images.
+    """
+    scores, truth = np.asarray(scores, dtype=float), np.asarray(is_anomalous, dtype=bool)
+    if truth.all():
+        raise ValueError("a threshold needs the scores of normal images")
+    if not truth.any():
+        value = np.nextafter(np.quantile(scores, QUANTILE, method="higher"), np.inf)
+        return {"value": float(value), "rule": f"above {QUANTILE:.0%} of the normal validation scores"}
+    precision, recall, thresholds = precision_recall_curve(truth, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    best = int(np.argmax(f1[:-1]))
+    below = scores[scores < thresholds[best]]
+    value = (thresholds[best] + below.max()) / 2 if len(below) else thresholds[best]  # mid-way: no image sits on it
+    return {"value": float(value), "rule": "best F1 on the validation images"}
+
+
+def threshold_on(model: StudentTeacher, category: str, val: DefectDataset, calibration: dict, config) -> dict:
+    """The image threshold chosen on a validation split."""
+    items = list(scored(model, category, val, calibration, config))
+    return choose_threshold([item.score() for item in items], [item.is_anomalous for item in items])
+
+
+# -------------------------------------------------------------------------------------- measurement
+@dataclass
+class Scored:
+    """One image with its maps (h,w), all at the size the model works at, but for ``mask`` and ``size``: its own."""
+
+    name: str
+    defect: str
+    image: torch.Tensor  # uint8 (3,H,W)
+    mask: torch.Tensor | None  # bool (H,W)
+    maps: dict[str, torch.Tensor]
+
+    @property
+    def is_anomalous(self) -> bool:
+        return self.defect != NORMAL
+
+    def score(self, name: str = HEADLINE) -> float:
+        return float(self.maps[name].max())
+
+
+def scored(model: StudentTeacher, category: str, dataset: DefectDataset, calibration: dict, config) -> Iterator[Scored]:
+    """Every image of a data set with its score maps, in order."""
+    model = model.to(settings.DEVICE, memory_format=torch.channels_last).eval()
+    for index in tqdm(range(len(dataset)), f"scoring {category}", leave=False, disable=None):
+        sample = dataset[index]
+        maps = score_maps(model, category, sample["image"], calibration, config)
+        mask = None if sample["mask"] is None else sample["mask"].as_subclass(torch.Tensor)[0]
+        yield Scored(sample["name"], sample["defect"], sample["image"].as_subclass(torch.Tensor), mask, maps)
+
+
+class Meter:
+    """Everything measured of one category, image by image in constant memory; only image scores are kept."""
+
+    def __init__(self):
+        self.defects: list[str] = []
+        self.names: list[str] = []
+        self.images: dict[str, list[float]] = {name: [] for name in SCORES}
+        self.pixels = {name: PixelRanking() for name in SCORES}
+        self.regions = {name: RegionOverlap() for name in SCORES}
+        self.by_defect: dict[str, RegionOverlap] = {}
+        self.normal = RegionOverlap()
+
+    def update(self, item: Scored) -> None:
+        self.defects.append(item.defect)
+        self.names.append(item.name)
+        for name in SCORES:
+            self.images[name].append(item.score(name))
+            if item.mask is None:
+                continue
+            at_own_size = TF.resize(item.maps[name][None], list(item.mask.shape), antialias=False)[0]
+            self.pixels[name].update(at_own_size, item.mask)
+            self.regions[name].update(at_own_size, item.mask)
+            if name == HEADLINE:
+                kind = self.by_defect.setdefault(item.defect, RegionOverlap()) if item.is_anomalous else self.normal
+                kind.update(at_own_size, item.mask)
+
+    def truth(self) -> np.ndarray:
+        return np.array(self.defects) != NORMAL
+
+    def compute(self, threshold: dict) -> dict:
+        """A record's entries; NaN where the split holds no anomalies, or no masks."""
+        truth, scores = self.truth(), np.array(self.images[HEADLINE])
+        called = scores >= threshold["value"]
+        precision, recall, f1, _ = precision_recall_fscore_support(truth, called, average="binary", zero_division=0)
+        per_score = {name: self._ranked(name) for name in SCORES}
+        return {
+            **per_score[HEADLINE],
+            "image_auroc_interval": auroc_interval(truth, scores),
+            "pixel_base_rate": self.pixels[HEADLINE].base_rate,
+            "precision": float(precision),
+            "recall": float(recall),
+            "f1": float(f1),
+            "false_positive_rate": float(called[~truth].mean()) if (~truth).any() else float("nan"),
+            "threshold": threshold,
+            "images": len(truth),
+            "normal": int((~truth).sum()),
+            "scores": per_score,
+            "per_defect": {kind: self._of_defect(kind, called) for kind in sorted(set(self.defects) - {NORMAL})},
+        }
+
+    def _ranked(self, name: str) -> dict[str, float]:
+        pixels = self.pixels[name].compute()
+        return {
+            "image_auroc": auroc(self.truth(), np.array(self.images[name])),
+            "pixel_auroc": pixels["auroc"].value,
+            "pixel_aupr": pixels["aupr"].value,
+            "aupro": self.regions[name].compute(MAX_FPR).value,
+        }
+
+    def _of_defect(self, kind: str, called: np.ndarray) -> dict:
+        chosen = np.array([defect in (kind, NORMAL) for defect in self.defects])
+        of_kind = np.array(self.defects) == kind
+        total = RegionOverlap()
+        for part in (self.normal, *([self.by_defect[kind]] if kind in self.by_defect else [])):
+            total.merge(part)
+        return {
+            "images": int(of_kind.sum()),
+            "image_auroc": auroc(self.truth()[chosen], np.array(self.images[HEADLINE])[chosen]),
+            "recall": float(called[of_kind].mean()),
+            "aupro": total.compute(MAX_FPR).value,
+        }
+
+
+def auroc(truth: np.ndarray, scores: np.ndarray) -> float:
+    """scikit-learn's; NaN where one of the classes is missing."""
+    return float(roc_auc_score(truth, scores)) if truth.any() and not truth.all() else float("nan")
+
+
+def auroc_interval(truth: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval over images; each is represented by the pairs that it wins."""
+    order = np.argsort(scores, kind="stable")
+    _, tied = np.unique(scores[order], return_inverse=True)
+    counts = np.zeros((len(scores), tied.max() + 1, 2))
+    counts[np.arange(len(scores)), tied, truth[order].astype(int)] = 1
+    return bootstrap(counts, _auroc_from_counts)
+
+
+def _auroc_from_counts(counts: np.ndarray) -> float:
+    """AUROC of counts (values, 2) by ascending score, columns (normal, anomalous); equal scores tie."""
+    normal, anomalous = counts.T
+    pairs = normal.sum() * anomalous.sum()
+    won = (anomalous * (np.cumsum(normal) - normal / 2)).sum()
+    return float(won / pairs) if pairs else float("nan")
+
+
+def mean_over_categories(results: dict[str, dict]) -> dict:
+    """The headline of a record: metrics averaged over categories, and ``categories`` themselves if several."""
+    keys = [key for key, value in next(iter(results.values())).items() if isinstance(value, float)]
+    mean = {key: float(np.mean([result[key] for result in results.values()])) for key in keys}
+    only = next(iter(results.values())) if len(results) == 1 else {"categories": results}
+    return {"score": HEADLINE, **only, **mean}
+
+
+# ------------------------------------------------------------------------------------ per-image files
+class Records:
+    """Writes what is said of each image below a folder: pictures at once, ``records.json`` at the end."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.records = folder, []
+
+    def add(self, item: Scored, category: str, threshold: dict, calibration_scale: float) -> dict:
+        """Image, heat map, uncertainty map and mask as PNGs, at the size the model works at; returns the record."""
+        stem = f"{category}/{Path(item.name).with_suffix('')}".replace("/", "_")
+        shape = item.maps[HEADLINE].shape
+        pictures = {
+            "image_path": TF.resize(item.image, list(shape), antialias=True).permute(1, 2, 0).numpy(),
+            "heatmap_path": plots.heat(item.maps[HEADLINE].numpy(), 0, calibration_scale),
+            "uncertainty_path": plots.heat(item.maps["uncertainty"].numpy(), 0, calibration_scale / 2),
+        }
+        if item.is_anomalous and item.mask is not None:
+            small = TF.resize(item.mask[None].to(torch.uint8) * 255, list(shape), antialias=True)[0]
+            pictures["mask_path"] = np.uint8(small.numpy() > 63) * 255
+        paths = {key: self._save(picture, key.removesuffix("_path"), stem) for key, picture in pictures.items()}
+        called = item.score() >= threshold["value"]
+        record = {
+            "filename": item.name,
+            "category": category,
+            "defect": item.defect,
+            "ground_truth": {"type": "anomaly", "is_anomalous": item.is_anomalous},
+            "prediction": {"is_anomalous": called},
+            "anomaly_score": item.score(),
+            "mask_path": None,
+            **paths,
+            "correct": called == item.is_anomalous,
+        }
+        self.records.append(record)
+        return record
+
+    def _save(self, picture: np.ndarray, kind: str, stem: str) -> str:
+        path = self.folder / kind / f"{stem}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+        return path.relative_to(self.folder).as_posix()
+
+    def write(self, **about) -> Path:
+        path = self.folder / "records.json"
+        path.write_text(json.dumps({**about, "images": self.records}, indent=1) + "\n", encoding="utf-8")
+        return path
