@@ -8,7 +8,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.figure import Figure
+from torch.nn import functional as F
 
 from src import settings
 
@@ -78,6 +80,15 @@ def image_grid(rows: Sequence[Sequence[np.ndarray]], columns: Sequence[str] = ()
 def overlay(image: np.ndarray, colors: np.ndarray, alpha: float = 0.5) -> np.ndarray:
     """Blend colours over an image, both uint8 (H,W,3)."""
     return np.uint8(np.round((1 - alpha) * image + alpha * colors))
+
+
+def outline(image: np.ndarray, region: np.ndarray, color=(60, 250, 240)) -> np.ndarray:
+    """The image with the border of a boolean region (H,W) drawn two pixels wide outside it."""
+    grown = torch.from_numpy(region)[None].float()
+    grown = F.max_pool2d(grown, 5, 1, 2)[0].bool().numpy()
+    marked = image.copy()
+    marked[grown & ~region] = color
+    return marked
 
 
 def heat(score: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:

@@ -12,8 +12,9 @@ from typing import Self
 
 from torch import nn
 
-from src import checkpoints, results, settings, training
-from src.defects import data, evaluate as evaluation, report, students, teacher, textures
+from src import checkpoints, plots, results, settings, training
+from src.defects import data, figures, report, students, teacher, textures
+from src.defects import evaluate as evaluation
 from src.defects.model import PatchNet, StudentTeacher
 from src.defects.teacher import TeacherConfig
 
@@ -59,7 +60,7 @@ class Config(training.FitConfig):
     @classmethod
     def real(cls, dataset: str = "magnetic_tile") -> Self:
         percent = () if dataset == "mvtec" else (70, 15, 15)
-        return cls(dataset=dataset, percent=percent, crop_size=128, epochs=60, batch_size=4, lr=3e-4, weight_decay=1e-5,
+        return cls(dataset=dataset, percent=percent, crop_size=128, epochs=40, batch_size=4, lr=3e-4, weight_decay=1e-5,
                    schedule="cosine", warmup=20, backbone="squeezenet1_0", teacher_images="imagenet_sample",
                    teacher_epochs=90, teacher_batch_size=32, patches_per_image=16, teacher_lr=5e-4)  # fmt: skip
 
@@ -215,11 +216,18 @@ def load_or_train(
 
 
 def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> Trained:
-    """A trained model with its own config. Overrides must agree with it, but for ``stride``, which scoring alone uses."""
+    """A trained model with its own config, which overrides must agree with.
+
+    But ``stride`` may differ, which scoring alone uses, and ``categories`` may name some of those trained on.
+    """
     content = checkpoints.load(path)
     own = Config.from_plain(content["config"])
     asked = own.override(overrides)
-    checkpoints.require_same_config(asdict(replace(asked, stride=own.stride)), content, path)
+    unknown = set(asked.categories) - set(own.categories)
+    if unknown:
+        raise settings.InputError(f"{path} knows the categories {own.categories}, not {', '.join(unknown)}")
+    comparable = replace(asked, stride=own.stride, categories=own.categories)
+    checkpoints.require_same_config(asdict(comparable), content, path)
     model = build_model(own)
     checkpoints.load_weights(model, content["weights"], path)
     extras = content["extras"]
@@ -227,6 +235,23 @@ def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> T
 
 
 # -------------------------------------------------------------------------------------- evaluation
+def samples(config: Config, root: Path | None, dataset: str | None, split: str) -> dict[str, data.DefectDataset]:
+    """Category of the model -> the images to score: a split of its own data set, or of another one.
+
+    Of another one whose layout has no splits, every image is scored: none was trained on.
+    """
+    dataset = dataset or config.dataset
+    root = root or default_root(dataset)
+    if dataset != config.dataset and dataset not in data.NESTED:
+        found = [data.DefectDataset(data.pooled(dataset, root), root)]
+    else:
+        found = [parts[split] for parts in datasets(replace(config, dataset=dataset), root).values()]
+    if len(found) != len(config.parts()):
+        raise settings.InputError(f"{dataset} is one set of images, the weights know the categories "
+                                  f"{', '.join(config.parts())}: choose one with categories=NAME")  # fmt: skip
+    return dict(zip(config.parts(), found, strict=True))
+
+
 def evaluate(
     config: Config,
     model: nn.Module,
@@ -238,14 +263,51 @@ def evaluate(
     split: str = "test",
     records: Path | None = None,
 ) -> dict:
-    """Metrics on a split of the model's own data set, or of another one in any layout (``dataset``, ``root``).
+    """Metrics of a model on a split of its own data set, or of another one (``dataset``) in any layout.
 
-    ``records`` names a folder for a picture and a JSON record of each image, from which ``report`` is made.
+    ``records`` names a folder for each category's pictures and ``records.json``, from which ``report`` is made.
     """
-    root = root or default_root(dataset or config.dataset)
-    sets = datasets(replace(config, dataset=dataset or config.dataset), root)
     found = {}
-    for (category, parts), own in zip(sets.items(), config.parts(), strict=True):
-        scored = evaluation.scored(model, own, parts[split], calibration[own], config)
-        found[category] = evaluation.measure(scored, category, thresholds[own], records)
+    for category, images in samples(config, root, dataset, split).items():
+        items = evaluation.scored(model, category, images, calibration[category], config)
+        found[category] = evaluation.measure(items, category, thresholds[category], records and records / category)
     return evaluation.mean_over_categories(found)
+
+
+def measure(trained: Trained, root: Path | None, dataset: str | None, split: str,
+            records: Path | None = None) -> tuple[dict, dict, str]:  # fmt: skip
+    """(metrics, data description, protocol) of an evaluation's record."""
+    config, name = trained.config, dataset or trained.config.dataset
+    metrics = evaluate(config, trained.model, root, calibration=trained.calibration, thresholds=trained.thresholds,
+                       dataset=dataset, split=split, records=records)  # fmt: skip
+    root = root or default_root(name)
+    files = [file for images in samples(config, root, dataset, split).values() for file in data.paths(images)]
+    described = {"dataset": name, "split": split, "stride": config.stride, **results.fingerprint(files, root)}
+    return metrics, described, evaluation.PROTOCOL
+
+
+def predict(trained: Trained, files: Sequence[Path], out: Path) -> list[dict]:
+    """The record of each image file; its heat map and uncertainty map are written below ``out``."""
+    if len({file.stem for file in files}) < len(files):
+        raise settings.InputError("two of the files have the same name, and so would their pictures: rename one")
+    if len(trained.config.parts()) > 1:
+        raise settings.InputError("of which category are the images? Choose one of "
+                                  f"{', '.join(trained.config.parts())} with categories=NAME")  # fmt: skip
+    (category,) = trained.config.parts()
+    images = data.DefectDataset([data.Item(file) for file in files], Path())
+    items = evaluation.scored(trained.model, category, images, trained.calibration[category], trained.config)
+    named = (replace(item, name=Path(item.name).name) for item in items)
+    threshold = trained.thresholds[category]["value"]
+    return [{**evaluation.write_pictures(item, out, threshold), "threshold": threshold} for item in named]
+
+
+def write_report(trained: Trained, root: Path | None, dataset: str | None, split: str, out: Path) -> list[Path]:
+    """Evaluate, and write a self-contained HTML page for each category beside its ``records.json`` below ``out``."""
+    measure(trained, root, dataset, split, out)
+    return [report.write(out / category, out / f"{category}.html") for category in trained.config.parts()]
+
+
+def draw(trained: Trained, root: Path | None, dataset: str | None) -> list[Path]:
+    """The PNGs under assets/figures/defects for a trained model on the test split of one data set."""
+    plots.style()
+    return figures.draw_all(trained, dataset or trained.config.dataset, samples(trained.config, root, dataset, "test"))

@@ -238,7 +238,15 @@ def counts(splits: Splits) -> dict[str, dict[str, int]]:
 
 
 _POOLED = {"folder": _folder, "csv": _csv, "magnetic_tile": _magnetic_tile}
-FORMATS = ("mini", "mvtec", *_POOLED)
+NESTED = ("mini", "mvtec")  # layouts with a folder for each category, and splits of their own
+FORMATS = (*NESTED, *_POOLED)
+
+
+def pooled(dataset: str, root: Path) -> list[Item]:
+    """All items of a data set whose layout has no splits."""
+    if dataset not in _POOLED:
+        raise DataError(f"dataset {dataset!r}: expected a layout without splits: {', '.join(_POOLED)}")
+    return _POOLED[dataset](Path(root))
 
 
 def read(dataset: str, root: Path, category: str = "", percent: Sequence[int] = (), seed: int = 42) -> Splits:

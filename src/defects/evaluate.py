@@ -6,7 +6,6 @@ defect-free validation images, which makes patch sizes comparable; the score is 
 sizes. An image's score is the maximum of its map.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 from tqdm.auto import tqdm
 
-from src import plots, settings, training
-from src.defects.data import NORMAL, DefectDataset, label
+from src import plots, results, settings, training
+from src.defects.data import NORMAL, DefectDataset
 from src.defects.dense import dense
 from src.defects.model import PatchNet, Students, StudentTeacher
 from src.defects.students import resize
@@ -253,47 +252,48 @@ def mean_over_categories(results: dict[str, dict]) -> dict:
 
 
 # ------------------------------------------------------------------------------------ per-image files
-class Records:
-    """Writes what is said of each image below a folder: pictures at once, ``records.json`` at the end."""
+def write_pictures(item: Scored, folder: Path, threshold: float) -> dict:
+    """Image, heat map, uncertainty map and mask as PNGs below ``folder``; returns the record of the image.
 
-    def __init__(self, folder: Path):
-        self.folder, self.records = folder, []
-
-    def add(self, item: Scored, category: str, threshold: dict, calibration_scale: float) -> dict:
-        """Image, heat map, uncertainty map and mask as PNGs, at the size the model works at; returns the record."""
-        stem = f"{category}/{Path(item.name).with_suffix('')}".replace("/", "_")
-        shape = item.maps[HEADLINE].shape
-        pictures = {
-            "image_path": TF.resize(item.image, list(shape), antialias=True).permute(1, 2, 0).numpy(),
-            "heatmap_path": plots.heat(item.maps[HEADLINE].numpy(), 0, calibration_scale),
-            "uncertainty_path": plots.heat(item.maps["uncertainty"].numpy(), 0, calibration_scale / 2),
-        }
-        if item.is_anomalous and item.mask is not None:
-            small = TF.resize(item.mask[None].to(torch.uint8) * 255, list(shape), antialias=True)[0]
-            pictures["mask_path"] = np.uint8(small.numpy() > 63) * 255
-        paths = {key: self._save(picture, key.removesuffix("_path"), stem) for key, picture in pictures.items()}
-        called = item.score() >= threshold["value"]
-        record = {
-            "filename": item.name,
-            "category": category,
-            "defect": item.defect,
-            "ground_truth": {"type": "anomaly", "is_anomalous": item.is_anomalous},
-            "prediction": {"is_anomalous": called},
-            "anomaly_score": item.score(),
-            "mask_path": None,
-            **paths,
-            "correct": called == item.is_anomalous,
-        }
-        self.records.append(record)
-        return record
-
-    def _save(self, picture: np.ndarray, kind: str, stem: str) -> str:
-        path = self.folder / kind / f"{stem}.png"
+    All are at the size the model works at. Heat maps run from the mean of normal pixels to 1.5 x the threshold.
+    """
+    shape = item.maps[HEADLINE].shape
+    pictures = {
+        "image": TF.resize(item.image, list(shape), antialias=True).permute(1, 2, 0).numpy(),
+        "heatmap": plots.heat(item.maps[HEADLINE].numpy(), 0, 1.5 * threshold),
+        "uncertainty": plots.heat(item.maps["uncertainty"].numpy(), 0, 0.75 * threshold),
+    }
+    if item.is_anomalous and item.mask is not None:
+        shrunk = TF.resize(item.mask[None].float(), list(shape), antialias=True)[0]
+        pictures["mask"] = np.uint8(shrunk.numpy() >= 0.25) * 255
+    paths = {"mask_path": None}
+    for kind, picture in pictures.items():
+        path = folder / kind / Path(item.name).with_suffix(".png")
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(path)
-        return path.relative_to(self.folder).as_posix()
+        paths[f"{kind}_path"] = path.relative_to(folder).as_posix()
+    called = item.score() >= threshold
+    return {
+        "filename": item.name,
+        "prediction": {"is_anomalous": called},
+        "anomaly_score": item.score(),
+        **paths,
+    }
 
-    def write(self, **about) -> Path:
-        path = self.folder / "records.json"
-        path.write_text(json.dumps({**about, "images": self.records}, indent=1) + "\n", encoding="utf-8")
-        return path
+
+def measure(items: Iterator[Scored], category: str, threshold: dict, folder: Path | None = None) -> dict:
+    """Metrics of one category's split; with ``folder``, also ``records.json`` and the pictures of each image."""
+    meter, records = Meter(), []
+    for item in items:
+        meter.update(item)
+        if folder:
+            record = write_pictures(item, folder, threshold["value"])
+            called = record["prediction"]["is_anomalous"]
+            truth = {"ground_truth": {"type": "anomaly", "is_anomalous": item.is_anomalous}, "defect": item.defect}
+            records.append({**record, "category": category, **truth, "correct": called == item.is_anomalous})
+    metrics = meter.compute(threshold)
+    if folder:
+        content = {"dataset": category, "threshold": threshold["value"], "threshold_rule": threshold["rule"]}
+        shown = {key: value for key, value in metrics.items() if isinstance(value, float)}
+        results.write({**content, "metrics": shown, "images": records}, folder / "records.json")
+    return metrics

@@ -2,7 +2,7 @@
 
 The page carries all it shows: pictures as data URIs, CSS and JavaScript inline, from the template ``report.html``
 beside this module. It asks nothing of a network. Each picture is embedded once, as JPEG of ``QUALITY`` where that
-is smaller than its file, and masks as two-colour PNG: about 30 kB an image of 256x256 pixels with its maps.
+is smaller than its file, and masks as two-colour PNG: about 55 kB an image of 256x256 pixels with its maps.
 """
 
 import base64
@@ -19,7 +19,7 @@ from src import settings
 QUALITY = 85
 MASK_COLOR = (220, 38, 38)  # red; what is no defect is transparent
 TEMPLATE = Path(__file__).with_suffix(".html")
-REMEDY = "`python -m src defects evaluate --records DIR` writes a complete folder"
+REMEDY = "`python -m src defects report` writes it anew"
 NUMBER = int | float
 SUMMARY = {"dataset": str, "split": str, "threshold": NUMBER, "threshold_rule": str, "metrics": dict, "images": list}
 RECORD = {"filename": str, "category": str, "defect": str, "anomaly_score": NUMBER, "ground_truth": dict,

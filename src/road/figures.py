@@ -102,21 +102,12 @@ def score_grid(predictions: Sequence[Prediction], maps: Sequence[dict[str, torch
     """Input with the anomaly's outline, then one score map a column; each map on its own 1st..99th percentile."""
     rows = []
     for item, scores in zip(predictions, maps, strict=True):
-        panels = [outline(item.image, item.mask == dataset.anomaly) if item.mask is not None else item.image]
+        panels = [plots.outline(item.image, item.mask == dataset.anomaly) if item.mask is not None else item.image]
         for score in scores.values():
             values = score[0].numpy()
             panels.append(plots.heat(values, *np.percentile(values, (1, 99))))
         rows.append(panels)
     return plots.image_grid(rows, ("input", *(name.replace("_", " ") for name in maps[0])))
-
-
-def outline(image: np.ndarray, region: np.ndarray, color=(60, 250, 240)) -> np.ndarray:
-    """The image with the border of a boolean region (H,W) drawn two pixels wide outside it."""
-    grown = torch.from_numpy(region)[None].float()
-    grown = torch.nn.functional.max_pool2d(grown, 5, 1, 2)[0].bool().numpy()
-    marked = image.copy()
-    marked[grown & ~region] = color
-    return marked
 
 
 def sml_stages(logits: torch.Tensor, statistics: dict) -> dict[str, torch.Tensor]:

@@ -1,0 +1,171 @@
+"""What the defects room draws: descriptors, heat maps, curves, failures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
+from sklearn.metrics import roc_curve
+from torchvision.transforms.v2 import functional as TF
+
+from src import plots, training
+from src.defects.data import NORMAL
+from src.defects.dense import dense
+from src.defects.evaluate import HEADLINE, SCORES, Meter, Scored, scored
+from src.defects.students import resize
+from src.images import normalize
+
+
+def shown(item: Scored) -> np.ndarray:
+    """The image at the size of its maps, its defect outlined; uint8 (h,w,3)."""
+    shape = list(item.maps[HEADLINE].shape)
+    image = TF.resize(item.image, shape, antialias=True).permute(1, 2, 0).numpy()
+    if item.mask is None or not item.is_anomalous:
+        return image
+    return plots.outline(image, TF.resize(item.mask[None].float(), shape, antialias=True)[0].numpy() > 0.2)
+
+
+def samples_grid(datasets: dict, kinds: Sequence[str]) -> Figure:
+    """One image of each kind (a column), for each category (a row), defects outlined."""
+    rows = []
+    for dataset in datasets.values():
+        first = {item.defect: index for index, item in reversed(list(enumerate(dataset.items)))}
+        row = []
+        for sample in (dataset[first[kind]] for kind in kinds):
+            image = sample["image"].permute(1, 2, 0).numpy()
+            row.append(plots.outline(image, sample["mask"][0].numpy()))
+        rows.append(row)
+    return plots.image_grid(rows, kinds, list(datasets))
+
+
+def descriptor_colors(model, category: str, image: torch.Tensor, config) -> dict[str, np.ndarray]:
+    """What teacher and students say of each pixel of an image uint8 (3,H,W), as colours uint8 (h,w,3).
+
+    The colours are the first three principal components of the teacher's normalised descriptors: where teacher
+    and students differ in colour, they differ in opinion.
+    """
+    (size,) = list(model.teachers)[:1]
+    students = model.students[category][size]
+    pixels = training.to_device(normalize(resize(image, config.image_size))[None])
+    teacher = students.normalize(dense(model.teachers[size], pixels))
+    said = torch.stack([dense(net, pixels) for net in students.nets]).mean(0)
+    shape = teacher.shape[-2:]
+    flat = [maps[0].flatten(1).T.cpu().numpy() for maps in (teacher, said)]
+    pca = PCA(3, random_state=0).fit(flat[0])
+    low, high = np.percentile(pca.transform(flat[0]), (1, 99), axis=0)
+    colors = [np.clip((pca.transform(values) - low) / (high - low), 0, 1).reshape(*shape, 3) for values in flat]
+    return dict(zip(("teacher", "students' mean"), (np.uint8(255 * c) for c in colors), strict=True))
+
+
+def heatmap_grid(items: Sequence[Scored], thresholds: Sequence[float]) -> Figure:
+    """Image with its defect outlined, then error, uncertainty and score; each map from 0 to 1.5 x the threshold."""
+    rows = []
+    for item, threshold in zip(items, thresholds, strict=True):
+        scale = {"error": 1.0, "uncertainty": 0.75, "sum": 1.5}
+        rows.append([_square(shown(item)), *(_square(plots.heat(item.maps[n].numpy(), 0, scale[n] * threshold))
+                                             for n in SCORES)])  # fmt: skip
+    names = [f"{item.defect}\n{item.score():.1f} / {t:.1f}" for item, t in zip(items, thresholds, strict=True)]
+    return plots.image_grid(rows, ("image", "error", "uncertainty", "score = sum"), names)
+
+
+def _square(image: np.ndarray, side: int = 192) -> np.ndarray:
+    """Images of different shapes in one grid: scaled to fit a white square."""
+    scale = side / max(image.shape[:2])
+    small = TF.resize(torch.from_numpy(image.copy()).permute(2, 0, 1), [round(s * scale) for s in image.shape[:2]])
+    height, width = small.shape[1:]
+    top, left = (side - height) // 2, (side - width) // 2
+    return TF.pad(small, [left, top, side - width - left, side - height - top], fill=255).permute(1, 2, 0).numpy()
+
+
+def score_histogram(meters: dict[str, Meter], thresholds: dict[str, float]) -> Figure:
+    """Image scores of normal and anomalous images and the threshold, a panel for each category."""
+    figure, axes = plt.subplots(1, len(meters), figsize=(plots.WIDTH, 2.6), squeeze=False)
+    for axis, (category, meter) in zip(axes[0], meters.items(), strict=True):
+        scores, truth = np.array(meter.images[HEADLINE]), meter.truth()
+        bins = np.linspace(scores.min(), np.quantile(scores, 0.98), 30)
+        clipped = np.clip(scores, bins[0], bins[-1])
+        axis.hist([clipped[~truth], clipped[truth]], bins, stacked=True, label=("normal", "anomalous"))
+        axis.axvline(thresholds[category], color="black", linestyle=":", label="threshold")
+        axis.set(title=category.replace("_", " "), xlabel="image score", ylabel="images" if axis is axes[0, 0] else "")
+    axes[0, 0].legend()
+    return figure
+
+
+def roc(meters: dict[str, Meter]) -> Figure:
+    """Image ROC of each score, and per-region overlap against the pixels' false positive rate, of each category."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(plots.WIDTH, 3.4))
+    for category, meter in meters.items():
+        label = category.replace("_", " ")
+        fpr, tpr, _ = roc_curve(meter.truth(), meter.images[HEADLINE])
+        left.plot(fpr, tpr, label=label)
+        curve = meter.regions[HEADLINE].curve()
+        right.plot(curve["fpr"], curve["pro"], label=label)
+    left.plot([0, 1], [0, 1], color="grey", linestyle=":")
+    right.axvline(0.3, color="grey", linewidth=0.8)
+    left.set(title="images", xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.01))
+    right.set(title="regions (AUPRO: left of the line)", xlabel="false positive rate of pixels", xlim=(0, 1),
+              ylabel="mean overlap", ylim=(0, 1.01))  # fmt: skip
+    left.legend()
+    return figure
+
+
+def curves(history: dict[str, list[dict]]) -> Figure:
+    """Distillation and effective rank of the teacher, regression error of the students, over epochs."""
+    figure, axes = plt.subplots(1, 3, figsize=(plots.WIDTH, 2.6))
+    for name, rows in history.items():
+        epochs = [row["epoch"] for row in rows]
+        if name.startswith("teacher "):
+            axes[0].plot(epochs, [row["distillation"] for row in rows], label=name)
+            axes[1].plot(epochs, [row["effective_rank"] for row in rows], label=name)
+        else:
+            axes[2].plot(epochs, [row["regression_error"] for row in rows], label=name.replace("_", " "))
+    axes[0].set(title="teacher: distillation error", xlabel="epoch")
+    axes[1].set(title="teacher: effective rank", xlabel="epoch")
+    axes[2].set(title="students: regression error", xlabel="epoch")
+    axes[2].legend()
+    return figure
+
+
+def failures(items: Sequence[Scored], threshold: float, count: int = 4) -> Figure:
+    """The normal images with the highest score and the defects with the lowest, each above its heat map."""
+    normal = sorted((item for item in items if not item.is_anomalous), key=Scored.score)[-count:][::-1]
+    missed = sorted((item for item in items if item.is_anomalous), key=Scored.score)[:count]
+    worst = [*normal, *missed]
+    rows = [[_square(shown(item)) for item in worst],
+            [_square(plots.heat(item.maps[HEADLINE].numpy(), 0, 1.5 * threshold)) for item in worst]]  # fmt: skip
+    titles = [f"{item.defect.replace(NORMAL, 'normal')}\n{item.score():.1f}" for item in worst]
+    return plots.image_grid(rows, titles, ("image", "score"))
+
+
+# ------------------------------------------------------------------------------------------ to files
+def draw_all(trained, name: str, datasets: dict) -> list[Path]:
+    """Curves, heat maps, histograms, ROC and failures of a model on a split of every category."""
+    meters, gallery, drawn = {category: Meter() for category in datasets}, [], {}
+    thresholds = {category: trained.thresholds[category]["value"] for category in datasets}
+    for category, dataset in datasets.items():
+        items = []
+        for item in scored(trained.model, category, dataset, trained.calibration[category], trained.config):
+            meters[category].update(item)
+            items.append(item)
+        drawn[f"failures_{category}"] = failures(items, thresholds[category])
+        gallery += [(item, thresholds[category]) for item in _one_of_each(items, 6 // len(datasets) + 1)]
+    drawn["heatmaps"] = heatmap_grid(*zip(*gallery, strict=True))
+    drawn["scores"], drawn["roc"] = score_histogram(meters, thresholds), roc(meters)
+    if name == trained.config.dataset:
+        drawn["curves"] = curves(trained.history)
+    return [plots.save(figure, f"defects/{name}_{key}") for key, figure in drawn.items()]
+
+
+def _one_of_each(items: Sequence[Scored], count: int) -> list[Scored]:
+    """Images of typical score, of every kind in turn: those nearest to the median of their kind."""
+    kinds: dict[str, list[Scored]] = {}
+    for item in items:
+        kinds.setdefault(item.defect, []).append(item)
+    for members in kinds.values():
+        middle = float(np.median([item.score() for item in members]))
+        members.sort(key=lambda item: abs(item.score() - middle))
+    ranked = [members[turn] for turn in range(count) for members in kinds.values() if turn < len(members)]
+    return ranked[:count] if len(kinds) > count else ranked[: max(count, len(kinds))]
