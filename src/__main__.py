@@ -10,8 +10,8 @@ from pathlib import Path
 
 from src import results, settings
 
-ROOMS = ("road",)
-ACTIONS = ("data", "train", "evaluate", "predict", "figures")
+ROOMS = ("road", "defects")
+ACTIONS = ("data", "train", "evaluate", "predict", "figures", "report")
 EXAMPLES = """examples:
   python -m src road data                            write the mini data set (offline, about a minute)
   python -m src road train                           train the mini model on it
@@ -21,6 +21,10 @@ EXAMPLES = """examples:
   python -m src road evaluate --dataset road_anomaly --root DIR --weights assets/weights/road/camvid.pth
   python -m src road predict street.jpg --weights assets/weights/road/camvid.pth --out build/street
   python -m src road train --profile real --root DIR --weights mobilenet_v2_imagenet.pth
+  python -m src defects train                        teacher and students of the mini categories
+  python -m src defects evaluate --dataset magnetic_tile --root DIR --weights assets/weights/defects/magnetic_tile.pth
+  python -m src defects train --profile real --dataset folder --root DIR      on images/good of your own parts
+  python -m src defects report --out build/report    an HTML page to look through and to set the threshold in
   torchrun --nproc-per-node 4 -m src road train --profile full --root DIR
   python -m src road train epochs=5 lr=1e-3          any setting of the room's Config as key=value
 """
@@ -45,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
                          help="checkpoint to use; for train: local pretrained weights to start from")  # fmt: skip
     options.add_argument("--json", type=Path, metavar="OUT", help="write the record of an evaluation here")
     options.add_argument("--out", type=Path, metavar="DIR", default=Path("build/predictions"),
-                         help="where predict writes its pictures (default: build/predictions)")  # fmt: skip
+                         help="where predict and report write (default: build/predictions)")  # fmt: skip
     return options
 
 
@@ -77,6 +81,8 @@ def main(argv: list[str] | None = None) -> int:
 def run(room, arguments: argparse.Namespace, overrides: list[str], files: list[Path], argv: list[str]) -> None:
     """Do what the arguments ask for; raises ``settings.InputError`` for input that cannot be used."""
     config = base_config(room, arguments)
+    if arguments.action == "report" and not hasattr(room, "write_report"):
+        raise settings.InputError(f"{arguments.room} has no report; use evaluate, predict or figures")
     if arguments.action in ("data", "train"):
         config = config.override([f"dataset={arguments.dataset or config.dataset}", *overrides])
     if arguments.action == "data":
@@ -96,8 +102,15 @@ def run(room, arguments: argparse.Namespace, overrides: list[str], files: list[P
     elif arguments.action == "predict":
         print(json.dumps(room.predict(trained, files, arguments.out), indent=1))
     else:
-        for path in room.draw(trained, arguments.root, arguments.dataset):
+        for path in write_files(room, trained, arguments):
             print(f"wrote {path}")
+
+
+def write_files(room, trained, arguments: argparse.Namespace) -> list[Path]:
+    """Figures, or the report of a room that has one."""
+    if arguments.action == "figures":
+        return room.draw(trained, arguments.root, arguments.dataset)
+    return room.write_report(trained, arguments.root, arguments.dataset, arguments.split, arguments.out)
 
 
 def existing_weights(room, config, arguments: argparse.Namespace) -> Path:

@@ -169,7 +169,7 @@ def _refused(folder: Path, summary: dict, *words: str) -> None:
     (folder / "records.json").write_text(json.dumps(summary))
     with pytest.raises(settings.InputError) as caught:
         report.write(folder, folder / "page.html")
-    assert all(word in str(caught.value) for word in (*words, "evaluate --records")), caught.value
+    assert all(word in str(caught.value) for word in (*words, "report --out DIR")), caught.value
     assert not (folder / "page.html").exists()
 
 
@@ -199,7 +199,7 @@ def test_a_value_that_cannot_be_shown_is_refused(broken, key, value):
 
 
 def test_records_that_are_missing_damaged_or_empty_are_refused(tmp_path, broken):
-    with pytest.raises(settings.InputError, match=r"records\.json is missing.*evaluate --records"):
+    with pytest.raises(settings.InputError, match=r"records\.json is missing.*report --out DIR"):
         report.write(tmp_path, tmp_path / "page.html")
     (tmp_path / "records.json").write_text("{")
     with pytest.raises(settings.InputError, match="not JSON"):

@@ -6,14 +6,21 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).resolve().parents[1] / "src"
-GROUND = {"settings", "training", "checkpoints", "metrics", "regions", "plots", "results"}
+GROUND = {"settings", "configs", "images", "training", "checkpoints", "metrics", "regions", "plots", "results"}
 ROOMS = {"road", "defects", "sets", "series"}
 ROOF = {"ablations", "__main__"}
 FILES = sorted(SRC.rglob("*.py"))
 TREES = {file.relative_to(SRC).as_posix(): ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 PRESENT = sorted(room for room in ROOMS if (SRC / room).is_dir())
 DOORS = {"Config", "datasets", "build_model", "train", "evaluate"}
-MODULE_LINES, SRC_LINES = 420, 4500
+MODULE_LINES, SRC_LINES, GENERATOR_LINES = 420, 4500, 1200  # all lines of a module; lines of code of the others
+GENERATORS = {
+    "road/canvas.py",
+    "road/street.py",
+    "road/anomalies.py",
+    "road/scenes.py",
+    "defects/textures.py",
+}  # mini data
 
 
 def place(name: str) -> str:
@@ -134,7 +141,28 @@ def test_what_is_public_has_a_docstring(name):
     assert undocumented(TREES[name]) == []
 
 
+def lines_of_code(tree: ast.Module) -> int:
+    """Lines that hold code: no blank lines, comments or docstrings, so that nobody saves on explanations."""
+    lines = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            lines.add(node.lineno)
+        elif hasattr(node, "lineno"):
+            lines |= set(range(node.lineno, node.end_lineno + 1))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and ast.get_docstring(node):
+            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(lines)
+
+
+def test_lines_of_code_leaves_out_explanations():
+    code = '"""A.\n\nB."""\n\nimport ast  # why\n\n# why\ndef f(a,\n      b):\n    """Doc."""\n    return [\n    a]\n'
+    assert lines_of_code(ast.parse(code)) == 5
+
+
 def test_modules_and_the_whole_stay_small():
     lines = {name: len((SRC / name).read_text(encoding="utf-8").splitlines()) for name in TREES}
     assert {name: count for name, count in lines.items() if count > MODULE_LINES} == {}
-    assert sum(lines.values()) <= SRC_LINES
+    code = {name: lines_of_code(tree) for name, tree in TREES.items()}
+    assert sum(count for name, count in code.items() if name not in GENERATORS) <= SRC_LINES
+    assert sum(code[name] for name in GENERATORS) <= GENERATOR_LINES

@@ -52,9 +52,9 @@ class Config(training.FitConfig):
 
     @classmethod
     def mini(cls) -> Self:
-        return cls(categories=textures.CATEGORIES, image_size=128, epochs=60, batch_size=8, lr=1e-3, weight_decay=1e-5,
+        return cls(categories=textures.CATEGORIES, image_size=128, epochs=50, batch_size=8, lr=1e-3, weight_decay=1e-5,
                    schedule="cosine", warmup=20, width=64, backbone="resnet18", pretrained="none",
-                   teacher_images="mini/defects/teacher", teacher_width=64, teacher_epochs=60, teacher_batch_size=16,
+                   teacher_images="mini/defects/teacher", teacher_width=64, teacher_epochs=50, teacher_batch_size=16,
                    patches_per_image=32, teacher_lr=1e-3)  # fmt: skip
 
     @classmethod
@@ -74,12 +74,13 @@ class Config(training.FitConfig):
     def of_teacher(self, patch_size: int) -> TeacherConfig:
         """The part of the config that a teacher depends on."""
         return TeacherConfig(
-            seed=self.seed, epochs=self.teacher_epochs, batch_size=self.teacher_batch_size, optimizer=self.optimizer,
+            epochs=self.teacher_epochs, batch_size=self.teacher_batch_size, optimizer=self.optimizer,
             lr=self.teacher_lr, weight_decay=self.weight_decay, schedule=self.schedule, warmup=self.warmup,
             workers=self.workers, amp=self.amp, compile=self.compile, patch_size=patch_size,
             descriptor=self.descriptor, width=self.teacher_width, backbone=self.backbone, pretrained=self.pretrained,
-            depth=self.backbone_depth, patch_pixels=self.patch_pixels, images=self.teacher_images, image_size=self.teacher_image_size,
-            augmentation=self.teacher_augmentation, patches_per_image=self.patches_per_image,
+            depth=self.backbone_depth, patch_pixels=self.patch_pixels, images=self.teacher_images,
+            image_size=self.teacher_image_size, augmentation=self.teacher_augmentation,
+            patches_per_image=self.patches_per_image,
             compactness=self.compactness, compactness_weight=self.compactness_weight,
         )  # fmt: skip
 
@@ -162,7 +163,9 @@ def train_teacher(config: Config, patch_size: int, weights: Path | None, runs: P
         checkpoints.save(path, net.state_dict(), half=True, config=checkpoints.plain(asdict(own)),
                          extras={"history": history})  # fmt: skip
     content = checkpoints.load(path)
-    checkpoints.require_same_config(asdict(own), content, path)
+    kept = TeacherConfig.from_plain(content["config"])
+    how_run = {name: getattr(kept, name) for name in ("workers", "amp", "compile")}  # not what it became
+    checkpoints.require_same_config(asdict(replace(own, **how_run)), content, path)
     net = PatchNet(patch_size, own.descriptor, own.width)
     checkpoints.load_weights(net, content["weights"], path)
     return net, content["extras"]["history"]
@@ -270,7 +273,9 @@ def evaluate(
     found = {}
     for category, images in samples(config, root, dataset, split).items():
         items = evaluation.scored(model, category, images, calibration[category], config)
-        found[category] = evaluation.measure(items, category, thresholds[category], records and records / category)
+        found[category] = evaluation.measure(
+            items, category, split, thresholds[category], records and records / category
+        )
     return evaluation.mean_over_categories(found)
 
 

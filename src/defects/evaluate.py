@@ -32,8 +32,8 @@ HEADLINE = "sum"  # fixed before any test split was evaluated
 QUANTILE = 0.95  # without anomalies to choose by, a threshold lets this share of normal validation images pass
 MAX_FPR = 0.3
 PROTOCOL = (
-    "Image score = maximum of the score map; image AUROC over all images of the split. Pixel metrics: all pixels of the "
-    "images that are normal or have a mask, pooled, at the images' own size; AUPRO: mean overlap of the 8-connected "
+    "Image score = maximum of the score map; image AUROC over all images of the split. Pixel metrics: all pixels of "
+    "the images that are normal or have a mask, pooled, at the images' own size; AUPRO: mean overlap of 8-connected "
     "regions up to a false positive rate of 0.3. precision, recall and f1: images, at the threshold chosen on val. "
     "Several categories: top level = mean over categories. Interval: 95 %, 1000 bootstrap resamples of images."
 )
@@ -161,6 +161,7 @@ class Meter:
         self.normal = RegionOverlap()
 
     def update(self, item: Scored) -> None:
+        """Count one image; without a mask, its score alone."""
         self.defects.append(item.defect)
         self.names.append(item.name)
         for name in SCORES:
@@ -175,6 +176,7 @@ class Meter:
                 kind.update(at_own_size, item.mask)
 
     def truth(self) -> np.ndarray:
+        """Which images are anomalous, bool (N,)."""
         return np.array(self.defects) != NORMAL
 
     def compute(self, threshold: dict) -> dict:
@@ -281,7 +283,7 @@ def write_pictures(item: Scored, folder: Path, threshold: float) -> dict:
     }
 
 
-def measure(items: Iterator[Scored], category: str, threshold: dict, folder: Path | None = None) -> dict:
+def measure(items: Iterator[Scored], category: str, split: str, threshold: dict, folder: Path | None = None) -> dict:
     """Metrics of one category's split; with ``folder``, also ``records.json`` and the pictures of each image."""
     meter, records = Meter(), []
     for item in items:
@@ -293,7 +295,12 @@ def measure(items: Iterator[Scored], category: str, threshold: dict, folder: Pat
             records.append({**record, "category": category, **truth, "correct": called == item.is_anomalous})
     metrics = meter.compute(threshold)
     if folder:
-        content = {"dataset": category, "threshold": threshold["value"], "threshold_rule": threshold["rule"]}
+        content = {
+            "dataset": category,
+            "split": split,
+            "threshold": threshold["value"],
+            "threshold_rule": threshold["rule"],
+        }
         shown = {key: value for key, value in metrics.items() if isinstance(value, float)}
         results.write({**content, "metrics": shown, "images": records}, folder / "records.json")
     return metrics

@@ -19,7 +19,7 @@ from src import settings
 QUALITY = 85
 MASK_COLOR = (220, 38, 38)  # red; what is no defect is transparent
 TEMPLATE = Path(__file__).with_suffix(".html")
-REMEDY = "`python -m src defects report` writes it anew"
+REMEDY = "`python -m src defects report --out DIR` evaluates anew and writes all that it needs"
 NUMBER = int | float
 SUMMARY = {"dataset": str, "split": str, "threshold": NUMBER, "threshold_rule": str, "metrics": dict, "images": list}
 RECORD = {"filename": str, "category": str, "defect": str, "anomaly_score": NUMBER, "ground_truth": dict,

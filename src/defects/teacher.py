@@ -1,4 +1,4 @@
-"""Distillation of a teacher: a small patch network learns from natural images what a large classifier says of a patch."""
+"""Distillation of a teacher: a small patch network learns to say what a large classifier says of a patch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
 
 from src import checkpoints, settings, training

@@ -16,7 +16,7 @@ from sklearn.metrics import (
 )
 from torch import nn
 
-from src import images, road, settings
+from src import road, settings
 from src.road import data, evaluation, scores
 
 SIZE = (24, 32)
