@@ -27,6 +27,7 @@ notebooks: data
 
 data: $(STAMP)
 	$(BIN)/python -m src road data
+	$(BIN)/python -m src defects data
 
 $(STAMP): requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -25,7 +25,7 @@ from src.training import Batches, FitConfig, NonFiniteLoss
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__, "torch._dynamo", "torch.utils.tensorboard"])
 PATIENCE = 900  # seconds to wait for a child
-QUICK = FitConfig(epochs=3, batch_size=8, lr=0.01, workers=0)
+QUICK = FitConfig(amp=False, epochs=3, batch_size=8, lr=0.01, workers=0)
 
 
 @pytest.fixture(autouse=True)

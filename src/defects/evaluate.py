@@ -6,9 +6,10 @@ defect-free validation images, which makes patch sizes comparable; the score is 
 sizes. An image's score is the maximum of its map.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -159,6 +160,14 @@ class Meter:
         self.regions = {name: RegionOverlap() for name in SCORES}
         self.by_defect: dict[str, RegionOverlap] = {}
         self.normal = RegionOverlap()
+
+    @classmethod
+    def of(cls, items: Iterable[Scored]) -> Self:
+        """A meter that has seen all items."""
+        meter = cls()
+        for item in items:
+            meter.update(item)
+        return meter
 
     def update(self, item: Scored) -> None:
         """Count one image; without a mask, its score alone."""

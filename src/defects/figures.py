@@ -143,29 +143,28 @@ def failures(items: Sequence[Scored], threshold: float, count: int = 4) -> Figur
 # ------------------------------------------------------------------------------------------ to files
 def draw_all(trained, name: str, datasets: dict) -> list[Path]:
     """Curves, heat maps, histograms, ROC and failures of a model on a split of every category."""
-    meters, gallery, drawn = {category: Meter() for category in datasets}, [], {}
-    thresholds = {category: trained.thresholds[category]["value"] for category in datasets}
-    for category, dataset in datasets.items():
-        items = []
-        for item in scored(trained.model, category, dataset, trained.calibration[category], trained.config):
-            meters[category].update(item)
-            items.append(item)
-        drawn[f"failures_{category}"] = failures(items, thresholds[category])
-        gallery += [(item, thresholds[category]) for item in _one_of_each(items, 6 // len(datasets) + 1)]
-    drawn["heatmaps"] = heatmap_grid(*zip(*gallery, strict=True))
-    drawn["scores"], drawn["roc"] = score_histogram(meters, thresholds), roc(meters)
+    items = {
+        category: list(scored(trained.model, category, dataset, trained.calibration[category], trained.config))
+        for category, dataset in datasets.items()
+    }
+    thresholds = {category: trained.thresholds[category]["value"] for category in items}
+    gallery = [(item, thresholds[c]) for c in items for item in one_of_each(items[c], max(3, 7 - 2 * len(items)))]
+    meters = {category: Meter.of(found) for category, found in items.items()}
+    drawn = {f"failures_{category}": failures(found, thresholds[category]) for category, found in items.items()}
+    drawn |= {"heatmaps": heatmap_grid(*zip(*gallery, strict=True)), "roc": roc(meters)}
+    drawn["scores"] = score_histogram(meters, thresholds)
     if name == trained.config.dataset:
         drawn["curves"] = curves(trained.history)
     return [plots.save(figure, f"defects/{name}_{key}") for key, figure in drawn.items()]
 
 
-def _one_of_each(items: Sequence[Scored], count: int) -> list[Scored]:
-    """Images of typical score, of every kind in turn: those nearest to the median of their kind."""
+def one_of_each(items: Sequence[Scored], count: int) -> list[Scored]:
+    """``count`` images of typical score, of every kind in turn, the nearest to the median of their kind first."""
     kinds: dict[str, list[Scored]] = {}
     for item in items:
         kinds.setdefault(item.defect, []).append(item)
     for members in kinds.values():
         middle = float(np.median([item.score() for item in members]))
         members.sort(key=lambda item: abs(item.score() - middle))
-    ranked = [members[turn] for turn in range(count) for members in kinds.values() if turn < len(members)]
-    return ranked[:count] if len(kinds) > count else ranked[: max(count, len(kinds))]
+    turns = range(max(map(len, kinds.values())))
+    return [members[turn] for turn in turns for members in kinds.values() if turn < len(members)][:count]
