@@ -45,7 +45,7 @@ def _record(folder: Path, number: int, category: str, defect: str, rng: np.rando
     pictures = _pictures(rng, 150 if category == "fabric" else 110, float(anomalous))
     paths = {}
     for name, array in pictures.items():
-        paths[f"{name}_path"] = f"{name}s/{number:03d}.png"
+        paths[f"{name}_path"] = f"{name}/{number:03d}.png"
         Image.fromarray(array).save(folder / paths[f"{name}_path"])
     if not anomalous or number % 12 == 5:  # an anomalous image now and then has no mask
         paths["mask_path"] = None
@@ -59,7 +59,7 @@ def _record(folder: Path, number: int, category: str, defect: str, rng: np.rando
 def write_records(folder: Path, count: int = 24) -> dict:
     """A folder as an evaluation leaves it: ``records.json`` and four kinds of pictures; returns the records."""
     rng = np.random.default_rng(7)
-    for name in ("images", "heatmaps", "uncertaintys", "masks"):
+    for name in ("image", "heatmap", "uncertainty", "mask"):
         (folder / name).mkdir(parents=True)
     images = []
     for number in range(count):
@@ -261,7 +261,7 @@ class Browser:
     def close(self) -> None:
         self._session = {}
         self.call("Browser.close")
-        self._process.wait(20)
+        self._process.wait(60)
         os.close(self._read)
         os.close(self._write)
 
@@ -277,7 +277,7 @@ class Browser:
 
     def _next(self) -> dict:
         while b"\0" not in self._rest:
-            assert select.select([self._read], [], [], 30)[0], "Chromium does not answer"
+            assert select.select([self._read], [], [], 120)[0], "Chromium does not answer"
             piece = os.read(self._read, 1 << 20)
             assert piece, "Chromium has ended"
             self._rest += piece
@@ -306,8 +306,8 @@ class Browser:
         return result["result"].get("value")
 
     def wait_for(self, expression: str, expected) -> None:
-        """Wait until an expression has the value that it is about to take; AssertionError after ten seconds."""
-        end = time.monotonic() + 10
+        """Wait until an expression has the value that it is about to take; AssertionError after a minute."""
+        end = time.monotonic() + 60
         while (value := self.run(expression)) != expected:
             assert time.monotonic() < end, (expression, value, expected)
             time.sleep(0.02)

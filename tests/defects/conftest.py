@@ -1,0 +1,46 @@
+"""What the tests of the defects room share: the mini textures in small numbers, and other tiny images on disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.defects import textures
+from src.defects.data import NORMAL, DefectDataset, Item
+
+TEXTURE_COUNTS = {"train": 7, "test": 2, "defect": 1, "teacher": 20}
+
+
+@pytest.fixture(scope="session")
+def textures_root(tmp_path_factory) -> Path:
+    """``mini/defects`` below a folder of its own, which can stand in for DATA_DIR."""
+    root = tmp_path_factory.mktemp("data") / "mini" / "defects"
+    root.parent.mkdir()
+    textures.write_dataset(root, counts=TEXTURE_COUNTS)
+    return root
+
+
+@pytest.fixture
+def stripes(tmp_path) -> Callable[..., DefectDataset]:
+    """stripes(kinds, size): a data set of one noisy striped image for each kind of defect named, masks 6 x 7 pixels."""
+
+    def write(kinds=(NORMAL,) * 4, size=(40, 52), seed: int = 0) -> DefectDataset:
+        rng, items = np.random.default_rng(seed), []
+        for number, kind in enumerate(kinds):
+            wave = np.sin(np.arange(size[1]) * 0.7 + rng.uniform(0, 6))[None, :, None]
+            image = 120 + 60 * wave * rng.uniform(0.5, 1, 3) + rng.normal(0, 12, (*size, 3))
+            mask = np.zeros(size, dtype=np.uint8)
+            if kind != NORMAL:
+                y, x = rng.integers(0, (size[0] - 6, size[1] - 7))
+                mask[y : y + 6, x : x + 7] = 255
+                image[mask > 0] = rng.uniform(0, 255, 3)
+            paths = [tmp_path / f"stripes{seed}" / f"{number}{suffix}.png" for suffix in ("", "_mask")]
+            paths[0].parent.mkdir(exist_ok=True)
+            for path, array in zip(paths, (np.uint8(np.clip(image, 0, 255)), mask), strict=True):
+                Image.fromarray(array).save(path)
+            items.append(Item(paths[0], kind, None if kind == NORMAL else paths[1]))
+        return DefectDataset(items, tmp_path)
+
+    return write
