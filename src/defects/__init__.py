@@ -13,7 +13,7 @@ from typing import Self
 from torch import nn
 
 from src import checkpoints, plots, results, settings, training
-from src.defects import data, figures, report, students, teacher, textures
+from src.defects import data, figures, report, scores, students, teacher, textures
 from src.defects import evaluate as evaluation
 from src.defects.model import PatchNet, StudentTeacher
 from src.defects.teacher import TeacherConfig
@@ -52,7 +52,7 @@ class Config(training.FitConfig):
 
     @classmethod
     def mini(cls) -> Self:
-        return cls(categories=textures.CATEGORIES, image_size=128, epochs=50, batch_size=8, lr=1e-3, weight_decay=1e-5,
+        return cls(categories=textures.CATEGORIES, image_size=128, epochs=25, batch_size=8, lr=1e-3, weight_decay=1e-5,
                    schedule="cosine", warmup=20, width=64, backbone="resnet18", pretrained="none",
                    teacher_images="mini/defects/teacher", teacher_width=64, teacher_epochs=50, teacher_batch_size=16,
                    patches_per_image=32, teacher_lr=1e-3)  # fmt: skip
@@ -93,7 +93,7 @@ class Config(training.FitConfig):
 class Trained:
     """A model with what was learned beside its weights.
 
-    ``calibration``: category -> patch size -> as ``evaluation.calibrate`` gives it; ``thresholds``: category ->
+    ``calibration``: category -> patch size -> as ``scores.calibrate`` gives it; ``thresholds``: category ->
     as ``evaluation.choose_threshold`` gives it; ``history``: ``teacher <p>`` or ``<category> <p>`` -> epochs.
     """
 
@@ -192,11 +192,16 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
                 model.students[category][str(size)], model.teachers[str(size)], parts["train"], normal, config,
                 runs / f"{config.dataset}_{category}_{size}",
             )  # fmt: skip
+    return finish(config, model, sets, history, out or weights_path(config))
+
+
+def finish(config: Config, model: StudentTeacher, sets: dict, history: dict, path: Path) -> Trained:
+    """Round the weights to fit a file, calibrate scores and choose thresholds on val, write the checkpoint."""
     half = checkpoints.round_to_fit(model)
-    calibration = {name: evaluation.calibrate(model, name, parts["val"], config) for name, parts in sets.items()}
-    thresholds = {name: evaluation.threshold_on(model, name, parts["val"], calibration[name], config)
-                  for name, parts in sets.items()}  # fmt: skip
-    path = out or weights_path(config)
+    calibration, thresholds = {}, {}
+    for category, parts in sets.items():
+        calibration[category] = scores.calibrate(model, category, parts["val"], config)
+        thresholds[category] = evaluation.threshold_on(model, category, parts["val"], calibration[category], config)
     checkpoints.save(path, model.state_dict(), half=half, config=checkpoints.plain(asdict(config)),
                      extras={"calibration": calibration, "thresholds": thresholds, "history": history})  # fmt: skip
     return Trained(config, model, calibration, thresholds, history, path)

@@ -1,10 +1,4 @@
-"""Score images by what students fail to say of them, choose thresholds, and measure both.
-
-Scores as in Bergmann et al. (arXiv:1911.02357), for M students S_k with mean mu and the normalised teacher T, at
-every pixel: error e = |mu - T|^2, uncertainty v = mean_k |S_k - mu|^2. Each is z-scored by its mean and std over
-defect-free validation images, which makes patch sizes comparable; the score is their sum, averaged over patch
-sizes. An image's score is the maximum of its map.
-"""
+"""Score whole splits, choose thresholds, measure both, and write down what is said of each image."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,21 +9,16 @@ import numpy as np
 import torch
 from PIL import Image
 from sklearn.metrics import precision_recall_curve, precision_recall_fscore_support, roc_auc_score
-from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 from tqdm.auto import tqdm
 
-from src import plots, results, settings, training
+from src import plots, results, settings
 from src.defects.data import NORMAL, DefectDataset
-from src.defects.dense import dense
-from src.defects.model import PatchNet, Students, StudentTeacher
-from src.defects.students import resize
-from src.images import normalize
+from src.defects.model import StudentTeacher
+from src.defects.scores import HEADLINE, SCORES, score_maps
 from src.metrics import PixelRanking, bootstrap
 from src.regions import RegionOverlap
 
-SCORES = ("error", "uncertainty", "sum")
-HEADLINE = "sum"  # fixed before any test split was evaluated
 QUANTILE = 0.95  # without anomalies to choose by, a threshold lets this share of normal validation images pass
 MAX_FPR = 0.3
 PROTOCOL = (
@@ -40,61 +29,7 @@ PROTOCOL = (
 )
 
 
-# --------------------------------------------------------------------------------------- score maps
-@torch.inference_mode()
-def raw_maps(teacher: PatchNet, students: Students, images: torch.Tensor, stride: int) -> torch.Tensor:
-    """Error and uncertainty, float32 (2,B,ceil(H/stride),ceil(W/stride)), of normalised images (B,3,H,W)."""
-    target = students.normalize(dense(teacher, images, stride))
-    said = [dense(net, images, stride) for net in students.nets]
-    mean = torch.stack(said).mean(0)
-    error = (mean - target).square().sum(1)
-    uncertainty = torch.stack([(one - mean).square().sum(1) for one in said]).mean(0)
-    return torch.stack([error, uncertainty])
-
-
-def upsample(maps: torch.Tensor, stride: int, size: tuple[int, int]) -> torch.Tensor:
-    """Maps (...,h,w) known at the pixels 0, stride, ... -> (...,H,W): bilinear between, the last held at the edge."""
-    if stride == 1:
-        return maps
-    *lead, height, width = maps.shape
-    reached = ((height - 1) * stride + 1, (width - 1) * stride + 1)
-    full = F.interpolate(maps.reshape(1, -1, height, width), reached, mode="bilinear", align_corners=True)
-    full = F.pad(full, (0, size[1] - reached[1], 0, size[0] - reached[0]), mode="replicate")
-    return full.reshape(*lead, *size)
-
-
-def score_maps(model: StudentTeacher, category: str, image: torch.Tensor, calibration: dict, config) -> dict:
-    """Score name -> map float32 (h,w) on the CPU, of one image uint8 (3,H,W), at the size the model works at."""
-    pixels = training.to_device(normalize(resize(image, config.image_size))[None])
-    total = torch.zeros(2, *pixels.shape[-2:])
-    for size, students in model.students[category].items():
-        maps = upsample(raw_maps(model.teachers[size], students, pixels, config.stride), config.stride,
-                        pixels.shape[-2:])[:, 0].cpu()  # fmt: skip
-        statistics = torch.tensor(calibration[size])  # (2,2): mean and std of error, of uncertainty
-        total += (maps - statistics[:, 0, None, None]) / statistics[:, 1, None, None]
-    error, uncertainty = total / len(model.students[category])
-    return {"error": error, "uncertainty": uncertainty, "sum": error + uncertainty}
-
-
-# -------------------------------------------------------------------------------------- calibration
-def calibrate(model: StudentTeacher, category: str, val: DefectDataset, config) -> dict:
-    """Patch size -> [[mean, std] of error, [mean, std] of uncertainty] over the pixels of normal validation images."""
-    model = model.to(settings.DEVICE, memory_format=torch.channels_last).eval()
-    result = {}
-    for size, students in model.students[category].items():
-        count, sums = 0, torch.zeros(2, 2, dtype=torch.float64)  # error, uncertainty x sum, sum of squares
-        for index, item in enumerate(val.items):
-            if item.is_anomalous:
-                continue
-            pixels = training.to_device(normalize(resize(val[index]["image"], config.image_size))[None])
-            maps = raw_maps(model.teachers[size], students, pixels, config.stride).flatten(1).double().cpu()
-            count += maps.shape[1]
-            sums += torch.stack([maps.sum(1), maps.square().sum(1)], 1)
-        mean = sums[:, 0] / count
-        result[size] = torch.stack([mean, (sums[:, 1] / count - mean.square()).sqrt()], 1).tolist()
-    return result
-
-
+# ---------------------------------------------------------------------------------------- threshold
 def choose_threshold(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict:
     """``value`` and ``rule``: best F1 where the scores hold anomalies, else a high quantile of normal scores.
 
@@ -266,7 +201,7 @@ def mean_over_categories(results: dict[str, dict]) -> dict:
 def write_pictures(item: Scored, folder: Path, threshold: float) -> dict:
     """Image, heat map, uncertainty map and mask as PNGs below ``folder``; returns the record of the image.
 
-    All are at the size the model works at. Heat maps run from the mean of normal pixels to 1.5 x the threshold.
+    All are at the size the model works at. Heat maps run from 0, what is usual on normal parts, to 1.5 x the threshold.
     """
     shape = item.maps[HEADLINE].shape
     pictures = {

@@ -14,7 +14,8 @@ from torchvision.transforms.v2 import functional as TF
 from src import plots, training
 from src.defects.data import NORMAL
 from src.defects.dense import dense
-from src.defects.evaluate import HEADLINE, SCORES, Meter, Scored, scored
+from src.defects.evaluate import Meter, Scored, scored
+from src.defects.scores import HEADLINE
 from src.defects.students import resize
 from src.images import normalize
 
@@ -61,14 +62,17 @@ def descriptor_colors(model, category: str, image: torch.Tensor, config) -> dict
 
 
 def heatmap_grid(items: Sequence[Scored], thresholds: Sequence[float]) -> Figure:
-    """Image with its defect outlined, then error, uncertainty and score; each map from 0 to 1.5 x the threshold."""
+    """Image with its defect outlined, z-scored error and uncertainty, and the score from 0 to 1.5 x the threshold."""
     rows = []
     for item, threshold in zip(items, thresholds, strict=True):
-        scale = {"error": 1.0, "uncertainty": 0.75, "sum": 1.5}
-        rows.append([_square(shown(item)), *(_square(plots.heat(item.maps[n].numpy(), 0, scale[n] * threshold))
-                                             for n in SCORES)])  # fmt: skip
+        maps = {name: score.numpy() for name, score in item.maps.items()}
+        rows.append([
+            _square(shown(item)),
+            *(_square(plots.heat(maps[name], 0, np.quantile(maps[name], 0.995))) for name in ("error", "uncertainty")),
+            _square(plots.heat(maps[HEADLINE], 0, 1.5 * threshold)),
+        ])  # fmt: skip
     names = [f"{item.defect}\n{item.score():.1f} / {t:.1f}" for item, t in zip(items, thresholds, strict=True)]
-    return plots.image_grid(rows, ("image", "error", "uncertainty", "score = sum"), names)
+    return plots.image_grid(rows, ("image", "error", "uncertainty", HEADLINE), names)
 
 
 def _square(image: np.ndarray, side: int = 192) -> np.ndarray:

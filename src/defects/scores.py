@@ -1,0 +1,127 @@
+"""From an image to score maps: what students fail to say of it.
+
+For M students S_k with mean mu and the normalised teacher T, at every pixel, as in Bergmann et al. (arXiv:1911.02357):
+
+- ``error`` e = |mu - T|^2 and ``uncertainty`` v = mean_k |S_k - mu|^2, each z-scored by its mean and std over
+  defect-free validation images, which makes patch sizes comparable; ``sum`` of the two;
+- ``calibrated``: the logarithm of the error less what is usual for such a patch on defect-free validation images, in
+  units of its spread there. Errors are long-tailed, grow with a patch's contrast (|T|^2) and near the border, where
+  reflection makes patches that are seldom seen: without this, the brightest normal corner outshines a fine crack.
+
+Maps of several patch sizes are averaged. An image's score is the maximum of its map.
+"""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as TF
+
+from src import settings, training
+from src.defects.data import DefectDataset
+from src.defects.dense import dense
+from src.defects.model import PatchNet, Students, StudentTeacher
+from src.defects.students import resize
+from src.images import normalize
+
+SCORES = ("error", "uncertainty", "sum", "calibrated")
+HEADLINE = "calibrated"  # chosen on validation images
+RINGS = 6  # distances to the border told apart, each an eighth of a patch wide; the last is the rest of the image
+
+
+@torch.inference_mode()
+def raw_maps(teacher: PatchNet, students: Students, images: torch.Tensor, stride: int) -> torch.Tensor:
+    """Error, uncertainty and squared norm of the target: float32 (3,B,ceil(H/stride),ceil(W/stride)).
+
+    ``images`` is float32 (B,3,H,W), normalised.
+    """
+    target = students.normalize(dense(teacher, images, stride))
+    said = [dense(net, images, stride) for net in students.nets]
+    mean = torch.stack(said).mean(0)
+    error = (mean - target).square().sum(1)
+    uncertainty = torch.stack([(one - mean).square().sum(1) for one in said]).mean(0)
+    return torch.stack([error, uncertainty, target.square().sum(1)])
+
+
+def upsample(maps: torch.Tensor, stride: int, size: tuple[int, int]) -> torch.Tensor:
+    """Maps (...,h,w) known at the pixels 0, stride, ... -> (...,H,W): bilinear between, the last held at the edge."""
+    if stride == 1:
+        return maps
+    *lead, height, width = maps.shape
+    reached = ((height - 1) * stride + 1, (width - 1) * stride + 1)
+    full = F.interpolate(maps.reshape(1, -1, height, width), reached, mode="bilinear", align_corners=True)
+    full = F.pad(full, (0, size[1] - reached[1], 0, size[0] - reached[0]), mode="replicate")
+    return full.reshape(*lead, *size)
+
+
+def rings(shape: tuple[int, int], stride: int, patch_size: int) -> torch.Tensor:
+    """Which ring along the border each position (h,w) of a map lies in, int64, 0 at the border."""
+    rows, columns = (torch.minimum(torch.arange(n), torch.arange(n).flip(0)) for n in shape)
+    distance = stride * torch.minimum(rows[:, None], columns[None])
+    return (distance // (patch_size // 8)).clamp(max=RINGS - 1)
+
+
+def _terms(maps: torch.Tensor, ring: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log error (h,w), and what predicts it (RINGS + 2,h,w): the ring, log contrast and its square."""
+    error, _, contrast = maps.clamp(min=1e-12).log()
+    rows = F.one_hot(ring, RINGS).permute(2, 0, 1).float()
+    return error, torch.cat([rows, contrast[None], contrast[None].square()])
+
+
+def calibrated_map(maps: torch.Tensor, calibration: dict, stride: int, patch_size: int) -> torch.Tensor:
+    """Log error beyond what is usual, in units of its spread: ``raw_maps`` of one image (3,h,w) -> (h,w)."""
+    ring = rings(maps.shape[1:], stride, patch_size)
+    error, terms = _terms(maps, ring)
+    usual = torch.einsum("k,khw->hw", torch.tensor(calibration["weights"]), terms)
+    return (error - usual) / torch.tensor(calibration["spread"])[ring]
+
+
+def score_maps(model: StudentTeacher, category: str, image: torch.Tensor, calibration: dict, config) -> dict:
+    """Score name -> map float32 (h,w) on the CPU, of one image uint8 (3,H,W), at the size the model works at."""
+    pixels = _pixels(image, config)
+    size, stride, found = tuple(pixels.shape[-2:]), config.stride, []
+    for patch_size, students in model.students[category].items():
+        own = calibration[patch_size]
+        maps = raw_maps(model.teachers[patch_size], students, pixels, stride)[:, 0].cpu()
+        mean, std = torch.tensor(own["zscore"]).T[:, :, None, None]
+        zscored = (maps[:2] - mean) / std
+        calibrated = upsample(calibrated_map(maps, own, stride, int(patch_size)), stride, size)
+        found.append(torch.stack([*upsample(zscored, stride, size), smooth(calibrated, int(patch_size) / 8)]))
+    error, uncertainty, calibrated = torch.stack(found).mean(0)
+    return dict(zip(SCORES, (error, uncertainty, error + uncertainty, calibrated), strict=True))
+
+
+def smooth(score: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian filter of a map (h,w): a defect spans more than one position, noise does not."""
+    return TF.gaussian_blur(score[None], 2 * round(3 * sigma) + 1, sigma)[0]
+
+
+def _pixels(image: torch.Tensor, config) -> torch.Tensor:
+    return training.to_device(normalize(resize(image, config.image_size))[None])
+
+
+def calibrate(model: StudentTeacher, category: str, val: DefectDataset, config) -> dict:
+    """What scoring needs beside the weights, from the normal validation images alone, for each patch size.
+
+    ``zscore``: [mean, std] of error and of uncertainty over pixels. ``weights`` (RINGS + 2) and ``spread`` (RINGS):
+    least squares of the log error on ring and log contrast, and the std of what it leaves in each ring.
+    """
+    model = model.to(settings.DEVICE, memory_format=torch.channels_last).eval()
+    normal = [val[index]["image"] for index, item in enumerate(val.items) if not item.is_anomalous]
+    result = {}
+    for size, students in model.students[category].items():
+        maps = [raw_maps(model.teachers[size], students, _pixels(image, config), config.stride)[:, 0].cpu()
+                for image in normal]  # fmt: skip
+        values = torch.cat([m[:2].flatten(1) for m in maps], 1).double()
+        ring = [rings(m.shape[1:], config.stride, int(size)) for m in maps]
+        pairs = [_terms(m, r) for m, r in zip(maps, ring, strict=True)]
+        error = torch.cat([e.flatten() for e, _ in pairs]).double().numpy()
+        terms = torch.cat([t.flatten(1) for _, t in pairs], 1).double().numpy()
+        where = torch.cat([r.flatten() for r in ring]).numpy()
+        weights = np.linalg.solve(terms @ terms.T + 1e-6 * np.eye(len(terms)), terms @ error)
+        left = error - weights @ terms
+        result[size] = {
+            "zscore": torch.stack([values.mean(1), values.std(1)], 1).tolist(),
+            "weights": weights.tolist(),
+            "spread": [float(left[where == k].std()) for k in range(RINGS)],
+        }
+    return result
