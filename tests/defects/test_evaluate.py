@@ -1,0 +1,297 @@
+"""Thresholds by brute force, every metric by scikit-learn, and the records that the report is made of."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import colormaps
+from PIL import Image
+from scipy import ndimage
+from sklearn.metrics import (
+    average_precision_score,
+    f1_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+    roc_curve,
+)
+from torch.nn import functional as F
+
+from src import defects
+from src.defects import evaluation, report, scores
+from src.defects.data import NORMAL
+from src.defects.model import StudentTeacher
+from src.defects.scores import HEADLINE, SCORES
+
+# ------------------------------------------------------------------------------------------- threshold
+def best_f1(scores, truth) -> float:
+    return max(f1_score(truth, scores >= value) for value in np.unique(scores))
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("digits", [1, 6])
+def test_threshold_with_anomalies_has_the_best_f1(seed, digits):
+    """With one digit, many scores are equal."""
+    rng = np.random.default_rng(seed)
+    truth = np.arange(40) < rng.integers(3, 20)
+    scores = np.round(rng.normal(0, 1, 40) + 1.5 * truth, digits)
+    found = evaluation.choose_threshold(scores.tolist(), truth.tolist())
+    assert f1_score(truth, scores >= found["value"]) == pytest.approx(best_f1(scores, truth))
+    assert found["rule"] == "best F1 on the validation images"
+    assert scores.min() < found["value"] < scores.max() and not np.isin(found["value"], scores)
+    assert threshold_is_midway(found["value"], scores)
+
+
+def threshold_is_midway(value: float, scores: np.ndarray) -> bool:
+    below, above = scores[scores < value].max(), scores[scores > value].min()
+    return abs(value - (below + above) / 2) < 1e-9
+
+
+@pytest.mark.parametrize("digits", [0, 6])
+@pytest.mark.parametrize("count", [1, 2, 19, 20, 21, 40, 100, 1000])
+def test_threshold_without_anomalies_lets_95_per_cent_pass(count, digits):
+    scores = np.round(np.random.default_rng(count).normal(5, 2, count), digits)
+    found = evaluation.choose_threshold(scores.tolist(), [False] * count)
+    share = (scores >= found["value"]).mean()
+    assert share <= 0.05 and found["value"] > scores.min()
+    assert "95%" in found["rule"] and "normal" in found["rule"]
+    if digits:
+        assert share >= 0.05 - 1 / count
+
+
+@pytest.mark.xfail(strict=True, reason="the best F1 may be that of calling every image anomalous")
+@pytest.mark.parametrize("scores, truth", [([1, 2, 3, 4], [1, 1, 1, 0]), ([1, 1, 1, 1], [1, 1, 1, 0])])
+def test_threshold_is_never_the_minimum(scores, truth):
+    assert evaluation.choose_threshold(scores, truth)["value"] > min(scores)
+
+
+def test_threshold_needs_normal_images():
+    with pytest.raises(ValueError, match="scores of normal images"):
+        evaluation.choose_threshold([1.0, 2.0], [True, True])
+
+
+def test_threshold_on_a_split(stripes):
+    val, model = stripes((NORMAL, NORMAL, "hole", "hole")), StudentTeacher(("part",), (17,), 3, 4, (4, 4), 0)
+    calibration = scores.calibrate(model, "part", val, CONFIG)
+    items = list(evaluation.scored(model, "part", val, calibration, CONFIG))
+    found = evaluation.threshold_on(model, "part", val, calibration, CONFIG)
+    assert found == evaluation.choose_threshold([item.score() for item in items], [False, False, True, True])
+    assert [item.name for item in items] == [f"stripes0/{number}.png" for number in range(4)]
+    assert [item.defect for item in items] == [NORMAL, NORMAL, "hole", "hole"]
+    assert [int(item.mask.sum()) for item in items] == [0, 0, 42, 42] and items[0].image.shape == (3, 40, 52)
+    assert items[1].score() == items[1].maps["calibrated"].max() and items[1].score("sum") == items[1].maps["sum"].max()
+
+
+# --------------------------------------------------------------------------------------------- metrics
+CONFIG = defects.Config(image_size=40, stride=4, patch_sizes=(17,), amp=False, workers=0)
+KINDS = (*[NORMAL] * 4, "hole", "hole", "hole", "stain", "stain", "crack")
+WITHOUT_MASK = (6, 9)  # a hole and the only crack
+THRESHOLD = {"value": 3.0, "rule": "by hand"}
+
+
+def items_of(size=(14, 12), mask_size=None, seed: int = 1) -> list[evaluation.Scored]:
+    """Ten scored images; anomalous ones have two regions each, where scores are higher on the whole."""
+    rng, items = np.random.default_rng(seed), []
+    mask_size = mask_size or size
+    for number, kind in enumerate(KINDS):
+        mask = np.zeros(mask_size, dtype=bool)
+        if kind != NORMAL:
+            mask[2:5, 1 : 3 + number % 3] = mask[8:10, 4:11] = True
+        lift = F.interpolate(torch.from_numpy(mask)[None, None].float(), size)[0, 0]
+        spread = rng.uniform(0.6, 1.4)
+        maps = {name: torch.from_numpy(np.round(rng.normal(0, spread, size), 1)).float() + lift
+                for name in SCORES}  # fmt: skip
+        known = None if number in WITHOUT_MASK else torch.from_numpy(mask)
+        picture = torch.arange(3 * mask.size).view(3, *mask_size).to(torch.uint8)
+        items.append(evaluation.Scored(f"{kind}/{number}.png", kind, picture, known, maps))
+    return items
+
+
+def aupro(scores: np.ndarray, masks: np.ndarray) -> float:
+    """Area up to a false positive rate of 0.3: a ROC curve in which every region weighs 1."""
+    weights = np.ones(masks.shape)
+    for mask, weight in zip(masks, weights, strict=True):
+        labels, count = ndimage.label(mask, np.ones((3, 3)))
+        for label in range(1, count + 1):
+            weight[labels == label] = 1 / (labels == label).sum()
+    fpr, tpr, _ = roc_curve(masks.ravel(), scores.ravel(), sample_weight=weights.ravel(), drop_intermediate=False)
+    inside = fpr < 0.3
+    return np.trapezoid(np.r_[tpr[inside], np.interp(0.3, fpr, tpr)], np.r_[fpr[inside], 0.3]) / 0.3
+
+
+def ranked(items: list, name: str) -> dict[str, float]:
+    """Expected metrics of one score, where maps and masks have one size."""
+    truth = [item.is_anomalous for item in items]
+    known = [item for item in items if item.mask is not None]
+    scores, masks = (np.stack(values) for values in zip(*((i.maps[name], i.mask) for i in known), strict=True))
+    return {
+        "image_auroc": roc_auc_score(truth, [item.maps[name].max() for item in items]),
+        "pixel_auroc": roc_auc_score(masks.ravel(), scores.ravel()),
+        "pixel_aupr": average_precision_score(masks.ravel(), scores.ravel()),
+        "aupro": aupro(scores, masks),
+    }
+
+
+@pytest.fixture(scope="module")
+def items() -> list[evaluation.Scored]:
+    return items_of()
+
+
+@pytest.fixture(scope="module")
+def metrics(items) -> dict:
+    return evaluation.Meter.of(items).compute(THRESHOLD)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_rankings_are_those_of_scikit_learn(items, metrics, name):
+    assert metrics["scores"][name] == pytest.approx(ranked(items, name), abs=1e-6)
+    assert name != HEADLINE or metrics["scores"][name].items() <= metrics.items()
+
+
+def test_decisions_are_those_of_the_threshold(items, metrics):
+    truth = np.array([item.is_anomalous for item in items])
+    called = np.array([item.maps[HEADLINE].max() >= 3 for item in items])
+    assert 0 < called.sum() < 10 and any(item.score() == 3 for item in items)
+    expected = {"precision": precision_score(truth, called), "recall": recall_score(truth, called),
+                "f1": f1_score(truth, called), "false_positive_rate": called[~truth].mean(),
+                "images": 10, "normal": 4}  # fmt: skip
+    assert {key: metrics[key] for key in expected} == pytest.approx(expected)
+    assert metrics["threshold"] == THRESHOLD
+
+
+def test_images_without_mask_count_for_image_metrics_alone(items, metrics):
+    known = [item for item in items if item.mask is not None]
+    without = evaluation.Meter.of(known).compute(THRESHOLD)
+    assert without["images"] == 8 and metrics["images"] == 10
+    for key in ("pixel_auroc", "pixel_aupr", "aupro", "pixel_base_rate"):
+        assert without[key] == metrics[key]
+    assert metrics["pixel_base_rate"] == pytest.approx(np.mean([item.mask.float().mean() for item in known]))
+    assert without["image_auroc"] != metrics["image_auroc"]
+
+
+def test_each_kind_of_defect_stands_against_all_normal_images(items, metrics):
+    assert list(metrics["per_defect"]) == ["crack", "hole", "stain"]
+    for kind, found in metrics["per_defect"].items():
+        chosen = [item for item in items if item.defect in (kind, NORMAL)]
+        own = [item for item in chosen if item.is_anomalous]
+        truth = [item.is_anomalous for item in chosen]
+        assert found["images"] == len(own)
+        assert found["image_auroc"] == pytest.approx(roc_auc_score(truth, [item.score() for item in chosen]))
+        assert found["recall"] == pytest.approx(np.mean([item.score() >= 3 for item in own]))
+        expected = ranked(chosen, HEADLINE)["aupro"] if kind != "crack" else float("nan")
+        assert found["aupro"] == pytest.approx(expected, abs=1e-6, nan_ok=True)
+
+
+def test_maps_are_measured_at_the_masks_own_size():
+    items = items_of((7, 6), (15, 12))
+    found = evaluation.Meter.of(items).compute(THRESHOLD)
+    for item in items:
+        item.maps = {name: F.interpolate(values[None, None], (15, 12), mode="bilinear", align_corners=False)[0, 0]
+                     for name, values in item.maps.items()}  # fmt: skip
+    expected = ranked(items, HEADLINE)
+    for key in ("pixel_auroc", "pixel_aupr", "aupro"):
+        assert found[key] == pytest.approx(expected[key], abs=1e-3)
+
+
+def test_a_split_of_normal_images_has_no_rankings(items):
+    found = evaluation.Meter.of(items[:4]).compute(THRESHOLD)
+    assert all(np.isnan(found[key]) for key in ("image_auroc", "pixel_auroc", "pixel_aupr", "aupro"))
+    assert np.isnan(found["image_auroc_interval"]).all() and found["per_defect"] == {}
+    assert found["images"] == found["normal"] == 4 and found["pixel_base_rate"] == 0 == found["recall"]
+
+
+def test_a_split_without_masks_has_no_pixel_metrics(items):
+    normal = [replace(item, mask=None) for item in items]
+    found = evaluation.Meter.of(normal).compute(THRESHOLD)
+    assert all(np.isnan(found[key]) for key in ("pixel_auroc", "pixel_aupr", "aupro", "pixel_base_rate"))
+    assert 0 < found["image_auroc"] < 1
+
+
+@pytest.mark.parametrize("digits", [0, 6])
+def test_interval_contains_the_value(digits):
+    """And is that of a bootstrap of whole images."""
+    rng = np.random.default_rng(0)
+    truth = np.arange(60) % 3 == 0
+    scores = np.round(rng.normal(0, 1, 60) + truth, digits)
+    low, high = evaluation.auroc_interval(truth, scores)
+    value = evaluation.auroc(truth, scores)
+    assert value == pytest.approx(roc_auc_score(truth, scores))
+    assert 0.5 < low < value < high < 1 and high - low > 0.1
+    resampled = []
+    for chosen in rng.integers(0, 60, (1000, 60)):
+        gap = scores[chosen][truth[chosen]][:, None] - scores[chosen][~truth[chosen]]
+        resampled.append((gap > 0).mean() + (gap == 0).mean() / 2)
+    assert (low, high) == pytest.approx(tuple(np.quantile(resampled, (0.025, 0.975))), abs=0.02)
+
+
+def test_headline_of_several_categories_is_their_mean(items, metrics):
+    other = evaluation.Meter.of(items_of(seed=4)).compute({"value": 2.0, "rule": "by hand"})
+    found = evaluation.mean_over_categories({"a": metrics, "b": other})
+    assert found["score"] == HEADLINE and found["categories"] == {"a": metrics, "b": other}
+    for key in ("image_auroc", "pixel_auroc", "pixel_aupr", "aupro", "precision", "recall", "f1"):
+        assert found[key] == pytest.approx((metrics[key] + other[key]) / 2)
+    assert "threshold" not in found and "images" not in found
+    assert evaluation.mean_over_categories({"a": metrics}) == {"score": HEADLINE, **metrics}
+
+
+# --------------------------------------------------------------------------------------------- records
+@pytest.fixture
+def written(tmp_path, items):
+    """(the folder that ``measure`` wrote to, its metrics, its records by file name)."""
+    metrics = evaluation.measure(iter(items), "part", "val", THRESHOLD, tmp_path / "part")
+    content = json.loads((tmp_path / "part" / "records.json").read_text())
+    return tmp_path / "part", metrics, content
+
+
+def test_records_say_what_was_found(written, items, metrics):
+    folder, found, content = written
+    assert {**found, "per_defect": None} == {**metrics, "per_defect": None}  # which holds a NaN
+    assert (content["dataset"], content["split"], content["threshold"]) == ("part", "val", 3.0)
+    assert content["threshold_rule"] == "by hand" and content["metrics"]["aupro"] == metrics["aupro"]
+    assert [record["filename"] for record in content["images"]] == [item.name for item in items]
+    for item, record in zip(items, content["images"], strict=True):
+        called = item.score() >= 3
+        assert record["ground_truth"] == {"type": "anomaly", "is_anomalous": item.is_anomalous}
+        assert record["prediction"] == {"is_anomalous": called} and record["anomaly_score"] == item.score()
+        assert record["correct"] == (called == item.is_anomalous)
+        assert record["category"] == "part" and record["defect"] == item.defect
+        assert (record["mask_path"] is None) == (item.mask is None or not item.is_anomalous)
+        for kind in ("image", "heatmap", "uncertainty"):
+            assert Image.open(folder / record[f"{kind}_path"]).size == (12, 14)
+
+
+def test_pictures_show_the_maps_on_a_fixed_scale(written, items):
+    folder, _, content = written
+    item, record = items[4], content["images"][4]
+    first, last = (np.uint8(np.array(colormaps["inferno"](share)[:3]) * 255) for share in (0.0, 1.0))
+    for name, top in (("heatmap", 4.5), ("uncertainty", 2.25)):
+        scores = item.maps[HEADLINE if name == "heatmap" else "uncertainty"].numpy()
+        picture = np.array(Image.open(folder / record[f"{name}_path"]))
+        assert np.array_equal((picture == first).all(-1) & (scores <= 0), scores <= 0)
+        assert np.array_equal((picture == last).all(-1) & (scores >= top), scores >= top)
+        middle = scores[(scores > 0.3) & (scores < top - 0.3)]
+        assert len(middle) and not ((picture == first) | (picture == last)).all(-1)[np.isin(scores, middle)].any()
+    mask = np.array(Image.open(folder / record["mask_path"]))
+    assert set(np.unique(mask)) == {0, 255} and np.array_equal(mask > 0, item.mask.numpy())
+    assert np.array_equal(np.array(Image.open(folder / record["image_path"])), item.image.permute(1, 2, 0).numpy())
+
+
+def test_the_report_accepts_the_records(written, tmp_path):
+    page = report.write(written[0], tmp_path / "page.html").read_text()
+    assert all(Path(item["filename"]).name in page for item in written[2]["images"])
+
+
+def test_the_report_accepts_a_split_of_normal_images(items, tmp_path):
+    """Whose rankings are NaN, null in the records."""
+    evaluation.measure(iter(items[:4]), "part", "train", THRESHOLD, tmp_path / "part")
+    assert report.write(tmp_path / "part", tmp_path / "page.html").exists()
+    assert json.loads((tmp_path / "part" / "records.json").read_text())["metrics"]["aupro"] is None
+
+
+def test_without_a_folder_nothing_is_written(items, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert evaluation.measure(iter(items), "part", "test", THRESHOLD)["images"] == 10
+    assert not list(tmp_path.iterdir())
