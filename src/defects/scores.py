@@ -4,14 +4,14 @@ For M students S_k with mean mu and the normalised teacher T, at every pixel, as
 
 - ``error`` e = |mu - T|^2 and ``uncertainty`` v = mean_k |S_k - mu|^2, each z-scored by its mean and std over
   defect-free validation images, which makes patch sizes comparable; ``sum`` of the two;
-- ``calibrated``: the logarithm of the error less what is usual for such a patch on defect-free validation images, in
-  units of its spread there. Errors are long-tailed, grow with a patch's contrast (|T|^2) and near the border, where
-  reflection makes patches that are seldom seen: without this, the brightest normal corner outshines a fine crack.
+- ``calibrated``: log e and log v, each less what is usual for such a patch on defect-free validation images and in
+  units of its spread there, summed and smoothed. Both are long-tailed, grow with a patch's contrast (|T|^2) and near
+  the border, where reflection makes patches that are seldom seen: without this, the brightest normal corner
+  outshines a fine crack.
 
 Maps of several patch sizes are averaged. An image's score is the maximum of its map.
 """
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
@@ -60,19 +60,22 @@ def rings(shape: tuple[int, int], stride: int, patch_size: int) -> torch.Tensor:
     return (distance // (patch_size // 8)).clamp(max=RINGS - 1)
 
 
-def _terms(maps: torch.Tensor, ring: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log error (h,w), and what predicts it (RINGS + 2,h,w): the ring, log contrast and its square."""
-    error, _, contrast = maps.clamp(min=1e-12).log()
+def _terms(maps: torch.Tensor, offset: torch.Tensor, ring: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logs of error and uncertainty (2,h,w), and what predicts them (RINGS + 2,h,w): ring, log contrast, its square.
+
+    ``offset`` (3,), the means over normal pixels, keeps what is small from mattering: log(x + offset).
+    """
+    *logs, contrast = (maps + offset[:, None, None]).log()
     rows = F.one_hot(ring, RINGS).permute(2, 0, 1).float()
-    return error, torch.cat([rows, contrast[None], contrast[None].square()])
+    return torch.stack(logs), torch.cat([rows, contrast[None], contrast[None].square()])
 
 
 def calibrated_map(maps: torch.Tensor, calibration: dict, stride: int, patch_size: int) -> torch.Tensor:
-    """Log error beyond what is usual, in units of its spread: ``raw_maps`` of one image (3,h,w) -> (h,w)."""
+    """What error and uncertainty exceed the usual by, in units of their spread: ``raw_maps`` (3,h,w) -> (h,w)."""
     ring = rings(maps.shape[1:], stride, patch_size)
-    error, terms = _terms(maps, ring)
-    usual = torch.einsum("k,khw->hw", torch.tensor(calibration["weights"]), terms)
-    return (error - usual) / torch.tensor(calibration["spread"])[ring]
+    logs, terms = _terms(maps, torch.tensor(calibration["offset"]), ring)
+    usual = torch.einsum("ik,khw->ihw", torch.tensor(calibration["weights"]), terms)
+    return ((logs - usual) / torch.tensor(calibration["spread"])[:, ring]).sum(0)
 
 
 def score_maps(model: StudentTeacher, category: str, image: torch.Tensor, calibration: dict, config) -> dict:
@@ -102,8 +105,9 @@ def _pixels(image: torch.Tensor, config) -> torch.Tensor:
 def calibrate(model: StudentTeacher, category: str, val: DefectDataset, config) -> dict:
     """What scoring needs beside the weights, from the normal validation images alone, for each patch size.
 
-    ``zscore``: [mean, std] of error and of uncertainty over pixels. ``weights`` (RINGS + 2) and ``spread`` (RINGS):
-    least squares of the log error on ring and log contrast, and the std of what it leaves in each ring.
+    ``zscore`` (2,2): mean and std of error and of uncertainty over pixels. ``offset`` (3): means of error, uncertainty
+    and contrast. ``weights`` (2, RINGS + 2), ``spread`` (2, RINGS): least squares of both logs on ring and log
+    contrast, and the std of what it leaves in each ring.
     """
     model = model.to(settings.DEVICE, memory_format=torch.channels_last).eval()
     normal = [val[index]["image"] for index, item in enumerate(val.items) if not item.is_anomalous]
@@ -111,17 +115,22 @@ def calibrate(model: StudentTeacher, category: str, val: DefectDataset, config) 
     for size, students in model.students[category].items():
         maps = [raw_maps(model.teachers[size], students, _pixels(image, config), config.stride)[:, 0].cpu()
                 for image in normal]  # fmt: skip
-        values = torch.cat([m[:2].flatten(1) for m in maps], 1).double()
-        ring = [rings(m.shape[1:], config.stride, int(size)) for m in maps]
-        pairs = [_terms(m, r) for m, r in zip(maps, ring, strict=True)]
-        error = torch.cat([e.flatten() for e, _ in pairs]).double().numpy()
-        terms = torch.cat([t.flatten(1) for _, t in pairs], 1).double().numpy()
-        where = torch.cat([r.flatten() for r in ring]).numpy()
-        weights = np.linalg.solve(terms @ terms.T + 1e-6 * np.eye(len(terms)), terms @ error)
-        left = error - weights @ terms
-        result[size] = {
-            "zscore": torch.stack([values.mean(1), values.std(1)], 1).tolist(),
-            "weights": weights.tolist(),
-            "spread": [float(left[where == k].std()) for k in range(RINGS)],
-        }
+        result[size] = _fit(maps, [rings(m.shape[1:], config.stride, int(size)) for m in maps])
     return result
+
+
+def _fit(maps: list[torch.Tensor], ring: list[torch.Tensor]) -> dict:
+    """The calibration of one patch size, from ``raw_maps`` (3,h,w) and rings (h,w) of normal images."""
+    pixels = torch.cat([m.flatten(1) for m in maps], 1).double()
+    offset = pixels.mean(1).float()
+    pairs = [_terms(m, offset, r) for m, r in zip(maps, ring, strict=True)]
+    logs, terms = (torch.cat([part.flatten(1) for part in parts], 1).double() for parts in zip(*pairs, strict=True))
+    where = torch.cat([r.flatten() for r in ring])
+    weights = torch.linalg.solve(terms @ terms.T + 1e-6 * torch.eye(len(terms)), terms @ logs.T).T
+    left = logs - weights @ terms
+    return {
+        "zscore": torch.stack([pixels[:2].mean(1), pixels[:2].std(1)], 1).tolist(),
+        "offset": offset.tolist(),
+        "weights": weights.tolist(),
+        "spread": torch.stack([left[:, where == k].std(1) for k in range(RINGS)], 1).tolist(),
+    }

@@ -26,6 +26,7 @@ from src.defects.data import NORMAL
 from src.defects.model import StudentTeacher
 from src.defects.scores import HEADLINE, SCORES
 
+
 # ------------------------------------------------------------------------------------------- threshold
 def best_f1(scores, truth) -> float:
     return max(f1_score(truth, scores >= value) for value in np.unique(scores))
@@ -221,10 +222,10 @@ def test_interval_contains_the_value(digits):
     assert value == pytest.approx(roc_auc_score(truth, scores))
     assert 0.5 < low < value < high < 1 and high - low > 0.1
     resampled = []
-    for chosen in rng.integers(0, 60, (1000, 60)):
+    for chosen in rng.integers(0, 60, (2000, 60)):
         gap = scores[chosen][truth[chosen]][:, None] - scores[chosen][~truth[chosen]]
         resampled.append((gap > 0).mean() + (gap == 0).mean() / 2)
-    assert (low, high) == pytest.approx(tuple(np.quantile(resampled, (0.025, 0.975))), abs=0.02)
+    assert (low, high) == pytest.approx(tuple(np.quantile(resampled, (0.025, 0.975))), abs=0.03)
 
 
 def test_headline_of_several_categories_is_their_mean(items, metrics):

@@ -10,7 +10,6 @@ from scipy import ndimage
 from src import defects, images
 from src.defects import scores
 from src.defects.data import NORMAL, DefectDataset
-from src.defects.dense import dense
 from src.defects.model import StudentTeacher
 
 CONFIG = defects.Config(image_size=40, stride=4, patch_sizes=(17,), amp=False, workers=0)
@@ -141,7 +140,8 @@ def test_calibration_is_a_least_squares_fit_of_the_log_error(calibrated):
 def test_calibrated_scores_of_normal_validation_images_are_alike_in_every_ring(calibrated):
     """Mean 0 and std 1 each, and no trend with contrast."""
     config, _, _, calibration, raw = calibrated
-    found = [scores.calibrated_map(torch.from_numpy(maps).float(), calibration["17"], config.stride, 17) for maps in raw]
+    maps = torch.from_numpy(np.stack(raw)).float()
+    found = [scores.calibrated_map(one, calibration["17"], config.stride, 17) for one in maps]
     values = torch.stack(found).double().numpy()
     rings = np.broadcast_to(scores.rings(values.shape[1:], config.stride, 17).numpy(), values.shape)
     for ring in set(rings.ravel()):
@@ -188,21 +188,13 @@ def test_maps_have_the_size_the_model_works_at(stripes):
     assert {tuple(values.shape) for values in maps.values()} == {(40, 48)}
 
 
-def test_what_students_have_not_seen_scores_higher(stripes):
-    """Students that agree with the teacher on stripes, by construction, and not on a hole."""
-    model, val = model_of(17), stripes((NORMAL,) * 3 + ("hole",) * 3)
-    teacher, students = model.teachers["17"], model.students["part"]["17"]
-    pixels = [images.normalize(val[index]["image"])[None] for index in range(3)]
-    values = torch.cat([dense(teacher, image)[0].flatten(1) for image in pixels], 1)
-    students.mean.copy_(values.mean(1))
-    students.std.copy_(values.std(1))
-    for net in students.nets:
-        with torch.no_grad():
-            net[-1].weight.zero_()  # they say the mean, which is 0, and nothing else
-            net[-1].bias.copy_(0.1 * torch.randn(4))
-    calibration = scores.calibrate(model, "part", val, CONFIG)
-    found = [float(scores.score_maps(model, "part", val[i]["image"], calibration, CONFIG)["error"].max()) for i in range(6)]
-    assert min(found[3:]) > max(found[:3])
+@pytest.mark.xfail(strict=True, reason="at stride 4, no position of a 17 px patch lies in every other ring")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_calibration_serves_a_finer_stride(stripes, stride):
+    model, val = model_of(17), stripes()
+    calibration = scores.calibrate(model, "part", val, replace(CONFIG, stride=4))
+    maps = scores.score_maps(model, "part", val[0]["image"], calibration, replace(CONFIG, stride=stride))
+    assert all(torch.isfinite(values).all() for values in maps.values())
 
 
 @pytest.mark.xfail(strict=True, reason="one student is never uncertain: 0 / 0")

@@ -73,7 +73,9 @@ def test_statistics_are_those_of_all_descriptors_on_the_teachers_grid(stripes, p
     found = room.teacher_statistics(teacher, room.Pixels(dataset, 40))
     said = [dense(teacher, images.normalize(dataset[i]["image"])[None], teacher.stride)[0].flatten(1) for i in range(8)]
     values = torch.cat(said, 1).double().numpy()
-    assert values.shape[1] == sum(-(-h // teacher.stride) * -(-w // teacher.stride) for h, w in [(40, 51), (53, 40)] * 4)
+    assert values.shape[1] == 4 * sum(
+        -(-h // teacher.stride) * -(-w // teacher.stride) for h, w in ((40, 51), (53, 40))
+    )
     for one, expected in zip(found, (values.mean(1), values.std(1)), strict=True):
         assert one.dtype == torch.float32 and one.numpy() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
