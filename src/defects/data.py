@@ -110,11 +110,13 @@ def _mvtec(root: Path) -> tuple[list[Item], list[Item]]:
 
 
 def _folder(root: Path) -> list[Item]:
-    """``images/good``, ``images/defect`` and, for any of the latter, ``masks/<stem>.png``."""
+    """``images/good`` and, where there are any, ``images/defect``, and ``masks/<stem>.png`` of the latter."""
     base, masks = root / "images", root / "masks"
     found = {path.name for path in _visible(base)}
-    if found != {NORMAL, DEFECT}:
-        raise DataError(f"{base} must hold the folders {NORMAL} and {DEFECT}, not {sorted(found)}: rename them")
+    if not {NORMAL} <= found <= {NORMAL, DEFECT}:
+        raise DataError(f"{base} must hold the folder {NORMAL} and may hold {DEFECT}, not {sorted(found)}: rename them")
+    if DEFECT not in found:
+        return _items(_images(base / NORMAL), NORMAL)
     bad = _items(_images(base / DEFECT), DEFECT, _images(masks) if masks.is_dir() else {})
     return _items(_images(base / NORMAL), NORMAL) + bad
 

@@ -19,6 +19,8 @@ from src.defects.scores import HEADLINE
 from src.defects.students import resize
 from src.images import normalize
 
+WIDTH = 5.6  # inches, of grids: a notebook with five of them must fit in 2 MB
+
 
 def shown(item: Scored) -> np.ndarray:
     """The image at the size of its maps, its defect outlined; uint8 (h,w,3)."""
@@ -39,7 +41,7 @@ def samples_grid(datasets: dict, kinds: Sequence[str]) -> Figure:
             image = sample["image"].permute(1, 2, 0).numpy()
             row.append(plots.outline(image, sample["mask"][0].numpy()))
         rows.append(row)
-    return plots.image_grid(rows, kinds, list(datasets))
+    return plots.image_grid(rows, kinds, list(datasets), WIDTH)
 
 
 def descriptor_colors(model, category: str, image: torch.Tensor, config) -> dict[str, np.ndarray]:
@@ -72,7 +74,7 @@ def heatmap_grid(items: Sequence[Scored], thresholds: Sequence[float]) -> Figure
             _square(plots.heat(maps[HEADLINE], 0, 1.5 * threshold)),
         ])  # fmt: skip
     names = [f"{item.defect}\n{item.score():.1f} / {t:.1f}" for item, t in zip(items, thresholds, strict=True)]
-    return plots.image_grid(rows, ("image", "error", "uncertainty", HEADLINE), names)
+    return plots.image_grid(rows, ("image", "error", "uncertainty", HEADLINE), names, WIDTH)
 
 
 def _square(image: np.ndarray, side: int = 192) -> np.ndarray:
@@ -141,7 +143,7 @@ def failures(items: Sequence[Scored], threshold: float, count: int = 4) -> Figur
     rows = [[_square(shown(item)) for item in worst],
             [_square(plots.heat(item.maps[HEADLINE].numpy(), 0, 1.5 * threshold)) for item in worst]]  # fmt: skip
     titles = [f"{item.defect.replace(NORMAL, 'normal')}\n{item.score():.1f}" for item in worst]
-    return plots.image_grid(rows, titles, ("image", "score"))
+    return plots.image_grid(rows, titles, ("image", "score"), plots.WIDTH * 0.8)
 
 
 # ------------------------------------------------------------------------------------------ to files

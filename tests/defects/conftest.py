@@ -5,12 +5,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from src import settings
 from src.defects import textures
 from src.defects.data import NORMAL, DefectDataset, Item
 
 TEXTURE_COUNTS = {"train": 7, "test": 2, "defect": 1, "teacher": 20}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def on_the_cpu():
+    """The same bits on every machine: several tests compare weights and histories exactly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings, "DEVICE", torch.device("cpu"))
+        yield
 
 
 @pytest.fixture(scope="session")

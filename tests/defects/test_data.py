@@ -207,13 +207,15 @@ def test_folder_files_that_do_not_belong(folder_root, name, message):
     assert message in error_of(lambda: data.read("folder", folder_root, percent=HALF))
 
 
-def test_folder_needs_both_classes_but_no_masks(folder_root):
+def test_folder_needs_neither_masks_nor_defects_but_good_images(folder_root):
     for path in (folder_root / "masks").iterdir():
         path.unlink()
     (folder_root / "masks").rmdir()
     assert {item.mask for item in everything(data.read("folder", folder_root, percent=HALF))} == {None}
     (folder_root / "images/defect").rename(folder_root / "elsewhere")
-    assert "must hold the folders good and defect" in error_of(lambda: data.read("folder", folder_root, percent=HALF))
+    assert not any(item.is_anomalous for item in everything(data.read("folder", folder_root, percent=HALF)))
+    (folder_root / "images/good").rename(folder_root / "images/fine")
+    assert "must hold the folder good" in error_of(lambda: data.read("folder", folder_root, percent=HALF))
 
 
 @pytest.mark.parametrize("inner", ["", "Imgs"])
