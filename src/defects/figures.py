@@ -19,7 +19,7 @@ from src.defects.scores import HEADLINE
 from src.defects.students import resize
 from src.images import normalize
 
-WIDTH = 5.6  # inches, of grids: a notebook with five of them must fit in 2 MB
+WIDTH = 5.0  # inches, of grids: a notebook with five of them must fit in 2 MB
 
 
 def shown(item: Scored) -> np.ndarray:

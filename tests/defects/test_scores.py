@@ -115,41 +115,46 @@ def test_z_scores_of_normal_validation_images_have_mean_0_and_std_1(calibrated):
     assert torch.equal(maps[0]["sum"], maps[0]["error"] + maps[0]["uncertainty"])
 
 
-def test_calibration_is_a_least_squares_fit_of_the_log_error(calibrated):
-    config, _, _, calibration, raw = calibrated
-    rows, errors, rings = [], [], []
+def fitted(raw: list[np.ndarray], stride: int) -> dict[str, np.ndarray]:
+    """The calibration of 17 px patches by hand, and what it leaves of both logs (2,N) in which rings (N,)."""
+    offset = np.concatenate([maps.reshape(3, -1) for maps in raw], 1).mean(1)
+    rows, logs, rings = [], [], []
     for maps in raw:
         height, width = maps.shape[1:]
         for y in range(height):
             for x in range(width):
-                ring = min(config.stride * min(y, x, height - 1 - y, width - 1 - x) // 2, 5)
-                contrast = np.log(maps[2, y, x])
-                rows.append([*np.eye(6)[ring], contrast, contrast**2])
-                errors.append(np.log(maps[0, y, x]))
-                rings.append(ring)
-    rows, errors, rings = np.array(rows), np.array(errors), np.array(rings)
+                error, uncertainty, contrast = np.log(maps[:, y, x] + offset)
+                rings.append(min(stride * min(y, x, height - 1 - y, width - 1 - x) // 2, 5))
+                rows.append([*np.eye(6)[rings[-1]], contrast, contrast**2])
+                logs.append([error, uncertainty])
+    rows, logs, rings = np.array(rows), np.array(logs), np.array(rings)
     used = rows.any(0)  # at stride 4 some rings have no positions
-    weights = np.zeros(8)
-    weights[used] = np.linalg.lstsq(rows[:, used], errors, rcond=None)[0]
-    left = errors - rows @ weights
-    assert np.array(calibration["17"]["weights"]) == pytest.approx(weights, abs=1e-2)
-    for ring in set(rings):
-        assert calibration["17"]["spread"][ring] == pytest.approx(left[rings == ring].std(), rel=1e-3)
+    weights = np.zeros((2, 8))
+    weights[:, used] = np.linalg.lstsq(rows[:, used], logs, rcond=None)[0].T
+    left = logs.T - weights @ rows.T
+    spread = {ring: left[:, rings == ring].std(1, ddof=1) for ring in sorted(set(rings))}
+    return {"offset": offset, "weights": weights, "left": left, "rings": rings, "spread": spread}
+
+
+def test_calibration_is_a_least_squares_fit_of_both_logs(calibrated):
+    config, _, _, calibration, raw = calibrated
+    expected, found = fitted(raw, config.stride), calibration["17"]
+    assert found["offset"] == pytest.approx(expected["offset"], rel=1e-4)
+    assert np.array(found["weights"]) == pytest.approx(expected["weights"], abs=2e-2)
+    for ring, spread in expected["spread"].items():
+        assert np.array(found["spread"])[:, ring] == pytest.approx(spread, rel=1e-3)
 
 
 def test_calibrated_scores_of_normal_validation_images_are_alike_in_every_ring(calibrated):
-    """Mean 0 and std 1 each, and no trend with contrast."""
+    """The sum of what error and uncertainty exceed the usual by, which is 0 on average at any distance."""
     config, _, _, calibration, raw = calibrated
     maps = torch.from_numpy(np.stack(raw)).float()
-    found = [scores.calibrated_map(one, calibration["17"], config.stride, 17) for one in maps]
-    values = torch.stack(found).double().numpy()
-    rings = np.broadcast_to(scores.rings(values.shape[1:], config.stride, 17).numpy(), values.shape)
-    for ring in set(rings.ravel()):
-        inside = values[rings == ring]
-        assert (inside.mean(), inside.std()) == pytest.approx((0, 1), abs=1e-3)
-    spread = np.array(calibration["17"]["spread"])[rings]
-    contrast = np.log(np.stack(raw)[:, 2])
-    assert abs(np.corrcoef((values * spread).ravel(), contrast.ravel())[0, 1]) < 1e-3
+    found = torch.stack([scores.calibrated_map(one, calibration["17"], config.stride, 17) for one in maps])
+    by_hand = fitted(raw, config.stride)
+    spread = np.stack([by_hand["spread"][ring] for ring in by_hand["rings"]], 1)
+    assert found.flatten().numpy() == pytest.approx((by_hand["left"] / spread).sum(0), abs=2e-3)
+    for ring in by_hand["spread"]:
+        assert found.flatten()[by_hand["rings"] == ring].mean().item() == pytest.approx(0, abs=1e-3)
 
 
 def test_anomalous_validation_images_do_not_calibrate(calibrated):
