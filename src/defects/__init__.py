@@ -15,6 +15,7 @@ from torch import nn
 from src import checkpoints, plots, results, settings, training
 from src.defects import data, figures, report, scores, students, teacher, textures
 from src.defects import evaluate as evaluation
+from src.defects.dense import STRIDES
 from src.defects.model import PatchNet, StudentTeacher
 from src.defects.teacher import TeacherConfig
 
@@ -49,6 +50,18 @@ class Config(training.FitConfig):
     patches_per_image: int = 1
     compactness: str = "mean"
     compactness_weight: float = 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        wrong = {
+            "students": self.students < 1,
+            "patch_sizes": not self.patch_sizes,
+            "stride": self.stride not in STRIDES,
+            "crop_size": bool(self.crop_size) and self.crop_size < max(self.patch_sizes, default=0),
+        }
+        for name in (name for name, is_wrong in wrong.items() if is_wrong):
+            raise settings.InputError(f"{name}={getattr(self, name)!r}: expected at least one student and patch size, "
+                                      f"a stride of {STRIDES} and crops of a patch or more")  # fmt: skip
 
     @classmethod
     def mini(cls) -> Self:
@@ -187,6 +200,10 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
         net, history[f"teacher {size}"] = train_teacher(config, size, weights, runs)
         model.teachers[str(size)].load_state_dict(net.state_dict())
         for category, parts in sets.items():
+            if all(item.is_anomalous for item in parts["val"].items):
+                raise settings.InputError(
+                    f"{root}: val holds no normal images for {category}; give it a share (percent)"
+                )
             normal = data.DefectDataset([item for item in parts["val"].items if not item.is_anomalous], root)
             history[f"{category} {size}"] = students.fit(
                 model.students[category][str(size)], model.teachers[str(size)], parts["train"], normal, config,
@@ -232,8 +249,8 @@ def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> T
     own = Config.from_plain(content["config"])
     asked = own.override(overrides)
     unknown = set(asked.categories) - set(own.categories)
-    if unknown:
-        raise settings.InputError(f"{path} knows the categories {own.categories}, not {', '.join(unknown)}")
+    if unknown or (own.categories and not asked.categories):
+        raise settings.InputError(f"{path} knows the categories {own.categories}, not {', '.join(unknown) or 'none'}")
     comparable = replace(asked, stride=own.stride, categories=own.categories)
     checkpoints.require_same_config(asdict(comparable), content, path)
     model = build_model(own)
@@ -250,6 +267,8 @@ def samples(config: Config, root: Path | None, dataset: str | None, split: str) 
     """
     dataset = dataset or config.dataset
     root = root or default_root(dataset)
+    if split not in ("train", "val", "test"):
+        raise settings.InputError(f"split {split!r}: expected train, val or test")
     if dataset != config.dataset and dataset not in data.NESTED:
         found = [data.DefectDataset(data.pooled(dataset, root), root)]
     else:
@@ -292,6 +311,7 @@ def measure(trained: Trained, root: Path | None, dataset: str | None, split: str
                        dataset=dataset, split=split, records=records)  # fmt: skip
     root = root or default_root(name)
     files = [file for images in samples(config, root, dataset, split).values() for file in data.paths(images)]
+    root = root.parent if root.is_file() else root  # a CSV table
     described = {"dataset": name, "split": split, "stride": config.stride, **results.fingerprint(files, root)}
     return metrics, described, evaluation.PROTOCOL
 

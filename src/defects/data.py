@@ -288,7 +288,8 @@ def _mask(item: Item, size: tuple[int, int]) -> np.ndarray | None:
 
 
 def _name(item: Item, root: Path) -> str:
-    return item.image.relative_to(root.parent if root.is_file() else root).as_posix()
+    base = root.parent if root.is_file() else root
+    return item.image.relative_to(base).as_posix() if item.image.is_relative_to(base) else item.image.name
 
 
 class DefectDataset(Dataset):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from src import settings
 from src.defects.model import PatchNet
 
+STRIDES = (1, 2, 4, 8)
 TILE = 256  # side, in pixels, of the regions that bound the memory
 
 
@@ -38,8 +39,9 @@ def dense(net: PatchNet, images: torch.Tensor, stride: int = 1, tile: int = TILE
     Gives (B,d,ceil(H/stride),ceil(W/stride)). ``stride`` is 1, 2, 4 or 8: what it does not skip is as exact as
     with 1. Large images are done in tiles of ``tile`` pixels a side, which changes memory and nothing else.
     """
-    if stride not in (1, 2, 4, 8):
+    if stride not in STRIDES:
         raise settings.InputError(f"stride={stride}: expected 1, 2, 4 or 8")
+    tile = max(stride, tile - tile % stride)  # every tile starts on the grid
     padded, reach = pad(images, net.patch_size, stride), net.patch_size - 1
     rows = [
         torch.cat([

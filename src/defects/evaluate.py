@@ -38,14 +38,13 @@ def choose_threshold(scores: Sequence[float], is_anomalous: Sequence[bool]) -> d
     scores, truth = np.asarray(scores, dtype=float), np.asarray(is_anomalous, dtype=bool)
     if truth.all():
         raise ValueError("a threshold needs the scores of normal images")
-    if not truth.any():
-        value = np.nextafter(np.quantile(scores, QUANTILE, method="higher"), np.inf)
+    if not truth.any() or scores.min() == scores.max():
+        value = np.nextafter(np.quantile(scores[~truth], QUANTILE, method="higher"), np.inf)
         return {"value": float(value), "rule": f"above {QUANTILE:.0%} of the normal validation scores"}
     precision, recall, thresholds = precision_recall_curve(truth, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    best = int(np.argmax(f1[:-1]))
-    below = scores[scores < thresholds[best]]
-    value = (thresholds[best] + below.max()) / 2 if len(below) else thresholds[best]  # mid-way: no image sits on it
+    best = 1 + int(np.argmax(f1[1:-1]))  # the lowest would call every image anomalous
+    value = (thresholds[best] + thresholds[best - 1]) / 2  # mid-way: no image sits on it
     return {"value": float(value), "rule": "best F1 on the validation images"}
 
 

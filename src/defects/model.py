@@ -64,12 +64,12 @@ class Backbone(nn.Module):
     and parts, which is also what a defect changes (Batzner et al., EfficientAD, arXiv:2303.14535, distil the same).
     """
 
-    def __init__(self, name: str, depth: str, patch_pixels: int, state: dict | None = None):
+    def __init__(self, name: str, depth: str, patch_pixels: int, state: dict | None = None, source=""):
         super().__init__()
         module, self.channels = BACKBONES[name][depth]
         network = getattr(torchvision.models, name)(weights=None)
         if state:
-            checkpoints.load_weights(network, state, f"the state dict for {name}")
+            checkpoints.load_weights(network, state, f"{source}, as {name},")
         self.network = create_feature_extractor(network, {module: "features"}).requires_grad_(False).eval()
         self.patch_pixels = patch_pixels
 

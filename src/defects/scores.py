@@ -25,7 +25,9 @@ from src.images import normalize
 
 SCORES = ("error", "uncertainty", "sum", "calibrated")
 HEADLINE = "calibrated"  # chosen on validation images
-RINGS = 6  # distances to the border told apart, each an eighth of a patch wide; the last is the rest of the image
+RINGS = 6  # distances to the border told apart, an eighth of a patch wide (4 px at least); the last is the rest
+_STRIDE = 4  # the coarsest to calibrate at: no ring may be empty
+_TINY = 1e-12  # one student is never uncertain: 0 / 0 is to be 0
 
 
 @torch.inference_mode()
@@ -57,7 +59,7 @@ def rings(shape: tuple[int, int], stride: int, patch_size: int) -> torch.Tensor:
     """Which ring along the border each position (h,w) of a map lies in, int64, 0 at the border."""
     rows, columns = (torch.minimum(torch.arange(n), torch.arange(n).flip(0)) for n in shape)
     distance = stride * torch.minimum(rows[:, None], columns[None])
-    return (distance // (patch_size // 8)).clamp(max=RINGS - 1)
+    return (distance // max(_STRIDE, patch_size // 8)).clamp(max=RINGS - 1)
 
 
 def _terms(maps: torch.Tensor, offset: torch.Tensor, ring: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,27 +112,34 @@ def calibrate(model: StudentTeacher, category: str, val: DefectDataset, config) 
     contrast, and the std of what it leaves in each ring.
     """
     model = model.to(settings.DEVICE, memory_format=torch.channels_last).eval()
+    stride = min(config.stride, _STRIDE)
     normal = [val[index]["image"] for index, item in enumerate(val.items) if not item.is_anomalous]
     result = {}
     for size, students in model.students[category].items():
-        maps = [raw_maps(model.teachers[size], students, _pixels(image, config), config.stride)[:, 0].cpu()
+        maps = [raw_maps(model.teachers[size], students, _pixels(image, config), stride)[:, 0].cpu()
                 for image in normal]  # fmt: skip
-        result[size] = _fit(maps, [rings(m.shape[1:], config.stride, int(size)) for m in maps])
+        result[size] = _fit(maps, [rings(m.shape[1:], stride, int(size)) for m in maps])
     return result
 
 
 def _fit(maps: list[torch.Tensor], ring: list[torch.Tensor]) -> dict:
     """The calibration of one patch size, from ``raw_maps`` (3,h,w) and rings (h,w) of normal images."""
     pixels = torch.cat([m.flatten(1) for m in maps], 1).double()
-    offset = pixels.mean(1).float()
+    offset = pixels.mean(1).float().clamp(min=_TINY)
     pairs = [_terms(m, offset, r) for m, r in zip(maps, ring, strict=True)]
     logs, terms = (torch.cat([part.flatten(1) for part in parts], 1).double() for parts in zip(*pairs, strict=True))
     where = torch.cat([r.flatten() for r in ring])
     weights = torch.linalg.solve(terms @ terms.T + 1e-6 * torch.eye(len(terms)), terms @ logs.T).T
     left = logs - weights @ terms
     return {
-        "zscore": torch.stack([pixels[:2].mean(1), pixels[:2].std(1)], 1).tolist(),
+        "zscore": torch.stack([pixels[:2].mean(1), pixels[:2].std(1).clamp(min=_TINY)], 1).tolist(),
         "offset": offset.tolist(),
         "weights": weights.tolist(),
-        "spread": torch.stack([left[:, where == k].std(1) for k in range(RINGS)], 1).tolist(),
+        "spread": torch.stack([_spread(left, where == k) for k in range(RINGS)], 1).tolist(),
     }
+
+
+def _spread(left: torch.Tensor, in_ring: torch.Tensor) -> torch.Tensor:
+    """Std (2,) of what is left in a ring; over all rings where images are too small to reach this one."""
+    inside = left[:, in_ring] if in_ring.sum() > 1 else left
+    return inside.std(1).clamp(min=1e-6)

@@ -50,6 +50,8 @@ class TeacherConfig(training.FitConfig):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise settings.InputError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+        if min(self.image_size) < self.patch_size:
+            raise settings.InputError(f"image_size={self.image_size}: smaller than a patch ({self.patch_size})")
 
 
 # --------------------------------------------------------------------------------------------- data
@@ -118,7 +120,7 @@ def distill(config: TeacherConfig, run_dir: Path, weights: Path | None = None) -
     settings.seed_everything(config.seed)
     published = torchvision.models.get_model_weights(config.backbone).DEFAULT
     state = checkpoints.pretrained(published, weights) if config.pretrained == "imagenet" else None
-    backbone = Backbone(config.backbone, config.depth, config.patch_pixels, state)
+    backbone = Backbone(config.backbone, config.depth, config.patch_pixels, state, weights or published.url)
     model = Teacher(PatchNet(config.patch_size, config.descriptor, config.width), backbone.channels)
     files = image_files(settings.DATA_DIR / config.images)
     cut = CutPatches(config)
@@ -126,7 +128,7 @@ def distill(config: TeacherConfig, run_dir: Path, weights: Path | None = None) -
     held_out = _fixed_patches(files[::HELD_OUT], config, cut)
     backbone = backbone.to(settings.DEVICE, memory_format=torch.channels_last)
     features = _features(backbone, held_out, config)
-    statistics = features.mean(0), features.std(0).clamp(min=1e-6)
+    statistics = features.mean(0), _spread(features)
     history = training.fit(
         model,
         batches,
@@ -172,6 +174,12 @@ def _fixed_patches(files: Sequence[Path], config: TeacherConfig, cut: CutPatches
         rounds = -(-16 // config.patches_per_image)
         patches = [cut(image) for image in Images(files) for _ in range(rounds)]
     return torch.cat(patches).to(settings.DEVICE, memory_format=torch.channels_last)
+
+
+def _spread(features: torch.Tensor) -> torch.Tensor:
+    """Std of each feature; one that hardly varies here must not drown the others where it does."""
+    std = features.std(0)
+    return std.clamp(min=1e-3 * float(std.max()))
 
 
 def _features(backbone: Backbone, patches: torch.Tensor, config: TeacherConfig) -> torch.Tensor:

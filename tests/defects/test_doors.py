@@ -231,7 +231,6 @@ def test_other_layouts_are_scored_alike(one_category, layouts):
     assert np.isnan(table["aupro"]) and table["images"] == 6
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="the fingerprint takes the table for a folder")
 def test_a_table_may_be_named_itself(one_category, layouts):
     table = defects.measure(one_category, layouts["csv"] / "labels.csv", "csv", "test")[0]
     assert table["images"] == 6
@@ -255,7 +254,6 @@ def test_wrong_data_sets_are_named(one_category, tmp_path):
         defects.measure(one_category, tmp_path, None, "test")
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="the split is looked up without a check")
 def test_wrong_splits_are_named(one_category):
     with pytest.raises(settings.InputError, match="holdout"):
         defects.measure(one_category, None, None, "holdout")
@@ -286,7 +284,6 @@ def test_settings_that_do_not_fit_the_images_are_refused(house, tmp_path, change
         defects.train(replace(TINY, **changes), run_dir=tmp_path / "runs", out=tmp_path / "out.pth")
 
 
-@pytest.mark.xfail(strict=True, reason="not checked before training")
 @pytest.mark.parametrize("changes, named", [
     ({"percent": (70, 0, 30)}, "val"), ({"crop_size": 16}, "crop_size"), ({"stride": 3}, "stride"),
     ({"students": 0}, "students"), ({"patch_sizes": ()}, "patch_sizes"),
@@ -315,7 +312,6 @@ def test_predict_gives_a_record_and_pictures_of_each_file(one_category, textures
             assert picture.size == (48, 48) and np.ptp(np.array(picture)) > 0
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="names are taken relative to the working folder")
 def test_predict_takes_absolute_paths(one_category, textures_root, tmp_path):
     (row,) = defects.predict(one_category, [textures_root / "fabric/test/good/000.png"], tmp_path / "out")
     assert row["filename"] == "000.png" and (tmp_path / "out" / row["heatmap_path"]).exists()

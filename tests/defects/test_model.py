@@ -122,7 +122,6 @@ def test_backbone_is_frozen(name):
     assert all(torch.equal(value, state[key]) for key, value in backbone.state_dict().items())
 
 
-@pytest.mark.xfail(strict=True, reason="the message names the backbone, not the file")
 def test_wrong_backbone_file_is_named(tmp_path):
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "resnet.pth")
     config = teachers.TeacherConfig(backbone="squeezenet1_0")

@@ -74,12 +74,12 @@ def test_smoothing_is_a_gaussian_with_reflected_border():
 
 # ----------------------------------------------------------------------------------------- calibration
 @pytest.mark.parametrize("shape, stride, patch_size", [((40, 52), 1, 17), ((12, 15), 4, 33), ((30, 28), 2, 65)])
-def test_rings_are_an_eighth_of_a_patch_wide(shape, stride, patch_size):
+def test_rings_are_an_eighth_of_a_patch_wide_and_four_pixels_at_least(shape, stride, patch_size):
     found = scores.rings(shape, stride, patch_size)
     for y in range(shape[0]):
         for x in range(shape[1]):
             pixels = stride * min(y, x, shape[0] - 1 - y, shape[1] - 1 - x)
-            assert found[y, x] == min(pixels // {17: 2, 33: 4, 65: 8}[patch_size], 5)
+            assert found[y, x] == min(pixels // {17: 4, 33: 4, 65: 8}[patch_size], 5)
 
 
 def normal_maps(model: StudentTeacher, val: DefectDataset, config) -> list[np.ndarray]:
@@ -124,7 +124,7 @@ def fitted(raw: list[np.ndarray], stride: int) -> dict[str, np.ndarray]:
         for y in range(height):
             for x in range(width):
                 error, uncertainty, contrast = np.log(maps[:, y, x] + offset)
-                rings.append(min(stride * min(y, x, height - 1 - y, width - 1 - x) // 2, 5))
+                rings.append(min(stride * min(y, x, height - 1 - y, width - 1 - x) // 4, 5))
                 rows.append([*np.eye(6)[rings[-1]], contrast, contrast**2])
                 logs.append([error, uncertainty])
     rows, logs, rings = np.array(rows), np.array(logs), np.array(rings)
@@ -193,7 +193,6 @@ def test_maps_have_the_size_the_model_works_at(stripes):
     assert {tuple(values.shape) for values in maps.values()} == {(40, 48)}
 
 
-@pytest.mark.xfail(strict=True, reason="at stride 4, no position of a 17 px patch lies in every other ring")
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_calibration_serves_a_finer_stride(stripes, stride):
     model, val = model_of(17), stripes()
@@ -202,7 +201,6 @@ def test_a_calibration_serves_a_finer_stride(stripes, stride):
     assert all(torch.isfinite(values).all() for values in maps.values())
 
 
-@pytest.mark.xfail(strict=True, reason="one student is never uncertain: 0 / 0")
 def test_one_student_has_finite_scores(stripes):
     model, val = StudentTeacher(("part",), (17,), 1, 4, (4, 4), 0).eval(), stripes()
     calibration = scores.calibrate(model, "part", val, CONFIG)
