@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import precision_recall_curve, precision_recall_fscore_support, roc_auc_score
 from torchvision.transforms.v2 import functional as TF
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from src import plots, results, settings
 from src.defects.data import NORMAL, DefectDataset
