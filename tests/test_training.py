@@ -203,7 +203,7 @@ def test_clip_norm(tmp_path, clip):
     reference = linear()
     loss(reference, Stripes()[:]).backward()
     check, seen = scripted([1.0])
-    config = FitConfig(epochs=1, batch_size=40, optimizer="sgd", lr=1.0, clip_norm=clip, workers=0)
+    config = FitConfig(epochs=1, batch_size=40, optimizer="sgd", lr=1.0, clip_norm=clip, workers=0, amp=False)
     run(tmp_path, config, model, validate=check, monitor="metric")
     moved = torch.cat([(a - b).flatten() for a, b in zip(before, seen[0].values(), strict=True)])
     gradient = torch.cat([parameter.grad.flatten() for parameter in reference.parameters()])
