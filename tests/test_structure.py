@@ -13,7 +13,9 @@ FILES = sorted(SRC.rglob("*.py"))
 TREES = {file.relative_to(SRC).as_posix(): ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 PRESENT = sorted(room for room in ROOMS if (SRC / room).is_dir())
 DOORS = {"Config", "datasets", "build_model", "train", "evaluate"}
-MODULE_LINES, SRC_LINES, GENERATOR_LINES = 420, 4500, 1200  # all lines of a module; lines of code of the others
+# The plan's ceiling of 4,500 counts every line of src, and src is past it. Held here is less: lines of code, and the
+# generators of mini data apart.
+MODULE_LINES, SRC_LINES, GENERATOR_LINES = 420, 4500, 1200
 GENERATORS = {
     "road/canvas.py",
     "road/street.py",

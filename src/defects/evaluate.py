@@ -57,7 +57,7 @@ def threshold_on(model: StudentTeacher, category: str, val: DefectDataset, calib
 # -------------------------------------------------------------------------------------- measurement
 @dataclass
 class Scored:
-    """One image with its maps (h,w), all at the size the model works at, but for ``mask`` and ``size``: its own."""
+    """One image with its maps (h,w), all at the size the model works at; ``image`` and ``mask`` at their own."""
 
     name: str
     defect: str
@@ -88,7 +88,6 @@ class Meter:
 
     def __init__(self):
         self.defects: list[str] = []
-        self.names: list[str] = []
         self.images: dict[str, list[float]] = {name: [] for name in SCORES}
         self.pixels = {name: PixelRanking() for name in SCORES}
         self.regions = {name: RegionOverlap() for name in SCORES}
@@ -106,7 +105,6 @@ class Meter:
     def update(self, item: Scored) -> None:
         """Count one image; without a mask, its score alone."""
         self.defects.append(item.defect)
-        self.names.append(item.name)
         for name in SCORES:
             self.images[name].append(item.score(name))
             if item.mask is None:
