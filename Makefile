@@ -28,6 +28,7 @@ notebooks: data
 data: $(STAMP)
 	$(BIN)/python -m src road data
 	$(BIN)/python -m src defects data
+	$(BIN)/python -m src sets data
 
 $(STAMP): requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from src import results, settings
 
-ROOMS = ("road", "defects")
+ROOMS = ("road", "defects", "sets")
 ACTIONS = ("data", "train", "evaluate", "predict", "figures", "report")
 EXAMPLES = """examples:
   python -m src road data                            write the mini data set (offline, about a minute)
@@ -25,6 +25,9 @@ EXAMPLES = """examples:
   python -m src defects evaluate --dataset magnetic_tile --root DIR --weights assets/weights/defects/magnetic_tile.pth
   python -m src defects train --profile real --dataset folder --root DIR      on images/good of your own parts
   python -m src defects report --out build/report    an HTML page to look through and to set the threshold in
+  python -m src sets train --profile real --root DIR --weights mobilenet_v2_imagenet.pth
+  python -m src sets evaluate --dataset folder --root DIR --split test --weights assets/weights/sets/cifar100.pth
+  python -m src sets predict 0.png 1.png 2.png 3.png 4.png 5.png 6.png 7.png 8.png 9.png
   torchrun --nproc-per-node 4 -m src road train --profile full --root DIR
   python -m src road train epochs=5 lr=1e-3          any setting of the room's Config as key=value
 """

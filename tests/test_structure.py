@@ -22,6 +22,7 @@ GENERATORS = {
     "road/anomalies.py",
     "road/scenes.py",
     "defects/textures.py",
+    "sets/glyphs.py",
 }  # mini data
 
 
