@@ -123,12 +123,23 @@ def datasets(config: Config, root: Path | None = None) -> dict[str, data.Images]
     other split than ``unseen``, which holds all their images.
     """
     root = root or default_root(config.dataset)
-    whole = data.read(root, "train", config.image_size)
+    whole = training_part(config, root)
     parts = {split: whole.subset(chosen) for split, chosen in divide(config, whole).items()}
     if "test" not in parts and data.has_part(root, "test"):
         test = data.read(root, "test", config.image_size)
         parts["test"] = test.subset(test.of([whole.classes[label] for label in parts["train"].labels.unique()]))
     return parts
+
+
+def training_part(config: Config, root: Path) -> data.Images:
+    """The part ``train`` of a data set; DataError where class folders lie directly below ``root``.
+
+    There every image belongs to whatever split is evaluated, and would be measured on what it taught.
+    """
+    if not data.has_part(root, "train"):
+        raise data.DataError(f"{root} holds no train/<class>/*.png: put there what is to be learnt from (the mini set: "
+                             "python -m src sets data; CIFAR-100: ./download.sh cifar100)")  # fmt: skip
+    return data.read(root, "train", config.image_size)
 
 
 def divide(config: Config, whole: data.Images) -> dict[str, torch.Tensor]:
@@ -216,7 +227,7 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
     """
     out = out or weights_path(config)
     run_dir = run_dir or settings.RUNS_DIR / "sets" / out.stem
-    whole = data.read(root or default_root(config.dataset), "train", config.image_size)
+    whole = training_part(config, root or default_root(config.dataset))
     chosen = {split: rows for split, rows in divide(config, whole).items() if split in ("train", "val")}
     parts = {split: whole.subset(rows) for split, rows in chosen.items()}
     model = build_model(config, len(whole.classes))
