@@ -160,9 +160,12 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def require_same_config(config: dict, content: dict, source: Path | str) -> None:
-    """Raise CheckpointError listing every setting in which ``config`` and the checkpoint's own differ."""
-    differences = config_differences(config, content["config"])
+def require_same_config(config: dict, content: dict, source: Path | str, defaults: dict | None = None) -> None:
+    """Raise CheckpointError listing every setting in which ``config`` and the checkpoint's own differ.
+
+    A setting that is younger than the checkpoint counts there as it does in ``defaults``.
+    """
+    differences = config_differences(config, {**(defaults or {}), **content["config"]})
     if differences:
         raise CheckpointError(
             f"{source} was made with another config:\n  "
@@ -178,11 +181,13 @@ def load_or_train(
     *,
     command: str,
     run_training: bool = settings.RUN_TRAINING,
+    defaults: dict | None = None,
 ) -> dict:
     """Three states and no fourth: load what exists; train what is missing if training is on; else stop.
 
     ``train`` must leave a checkpoint at ``path``. ``command`` is what makes or fetches the weights and is
-    named in the error. An existing file that cannot be loaded never becomes a training run.
+    named in the error; ``defaults`` as in ``require_same_config``. An existing file that cannot be loaded never
+    becomes a training run.
     """
     path = Path(path)
     if not path.exists():
@@ -190,5 +195,5 @@ def load_or_train(
             raise CheckpointError(f"{path} is missing and training is off. Make it with:\n  {command}")
         train()
     content = load(path)
-    require_same_config(config, content, path)
+    require_same_config(config, content, path, defaults)
     return content

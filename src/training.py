@@ -283,7 +283,7 @@ class Trainer:
     def resume(self, path: Path, config: dict) -> State:
         """Take up the run that wrote ``path``; CheckpointError if that was another one."""
         content = checkpoints.load(path)
-        checkpoints.require_same_config(config, content, path)
+        checkpoints.require_same_config(config, content, path, asdict(type(self.config)()))
         if "state" not in content:
             raise checkpoints.CheckpointError(f"{path} holds weights alone: move it away to start a new run")
         checkpoints.load_weights(self.model, content["weights"], path)

@@ -13,7 +13,7 @@ from typing import Self
 from torch import nn
 
 from src import checkpoints, plots, results, settings, training
-from src.defects import data, figures, report, scores, students, teacher, textures
+from src.defects import data, domain, figures, report, scores, students, teacher, textures
 from src.defects import evaluate as evaluation
 from src.defects.dense import STRIDES
 from src.defects.model import PatchNet, StudentTeacher
@@ -50,6 +50,7 @@ class Config(training.FitConfig):
     patches_per_image: int = 1
     compactness: str = "mean"
     compactness_weight: float = 0.1
+    backbone_epochs: int = 0  # of fine-tuning the backbone on the training images at hand; 0 = as it came
 
     def __post_init__(self):
         super().__post_init__()
@@ -85,7 +86,7 @@ class Config(training.FitConfig):
                    teacher_epochs=200, teacher_batch_size=64, teacher_lr=2e-4)  # fmt: skip
 
     def of_teacher(self, patch_size: int) -> TeacherConfig:
-        """The part of the config that a teacher depends on."""
+        """The part of the config that a teacher depends on; ``domain`` is known once there are images."""
         return TeacherConfig(
             epochs=self.teacher_epochs, batch_size=self.teacher_batch_size, optimizer=self.optimizer,
             lr=self.teacher_lr, weight_decay=self.weight_decay, schedule=self.schedule, warmup=self.warmup,
@@ -95,6 +96,7 @@ class Config(training.FitConfig):
             image_size=self.teacher_image_size, augmentation=self.teacher_augmentation,
             patches_per_image=self.patches_per_image,
             compactness=self.compactness, compactness_weight=self.compactness_weight,
+            backbone_epochs=self.backbone_epochs,
         )  # fmt: skip
 
     def parts(self) -> dict[str, str]:
@@ -127,8 +129,11 @@ def weights_path(config: Config) -> Path:
 
 
 def teacher_path(config: Config, patch_size: int) -> Path:
-    """Where a teacher is kept, to be shared by every category and data set that it suits."""
-    images = config.teacher_images.split("/")[0]
+    """Where a teacher is kept, to be shared by every category and data set that it suits.
+
+    One whose backbone was fine-tuned on a data set is of that data set alone.
+    """
+    images = config.teacher_images.split("/")[0] + (f"_{config.dataset}" if config.backbone_epochs else "")
     return settings.WEIGHTS_DIR / "defects" / f"teacher_{images}_{patch_size}.pth"
 
 
@@ -168,17 +173,24 @@ def build_model(config: Config) -> StudentTeacher:
 
 
 # ---------------------------------------------------------------------------------------- training
-def train_teacher(config: Config, patch_size: int, weights: Path | None, runs: Path) -> tuple[PatchNet, list[dict]]:
-    """The teacher of a patch size: the one kept for this config, or a new one, which is then kept."""
-    path, own = teacher_path(config, patch_size), config.of_teacher(patch_size)
+def train_teacher(config: Config, patch_size: int, weights: Path | None, runs: Path,
+                  images: Sequence[Path] = ()) -> tuple[PatchNet, list[dict]]:  # fmt: skip
+    """The teacher of a patch size: the one kept for this config, or a new one, which is then kept.
+
+    ``images`` are the training images that its backbone is fine-tuned on where the config says so.
+    """
+    path, own, adapt = teacher_path(config, patch_size), config.of_teacher(patch_size), None
+    if own.backbone_epochs:
+        own = replace(own, domain=domain.describe(config.dataset, images))
+        adapt = partial(domain.adapt, images=images, config=own, run_dir=runs / f"{path.stem}_backbone")
     if not path.exists():
-        net, history = teacher.distill(own, runs / path.stem, weights)
+        net, history = teacher.distill(own, runs / path.stem, weights, adapt)
         checkpoints.save(path, net.state_dict(), half=True, config=checkpoints.plain(asdict(own)),
                          extras={"history": history})  # fmt: skip
     content = checkpoints.load(path)
     kept = TeacherConfig.from_plain(content["config"])
     how_run = {name: getattr(kept, name) for name in ("workers", "amp", "compile")}  # not what it became
-    checkpoints.require_same_config(asdict(replace(own, **how_run)), content, path)
+    checkpoints.require_same_config(asdict(replace(own, **how_run)), content, path, asdict(TeacherConfig()))
     net = PatchNet(patch_size, own.descriptor, own.width)
     checkpoints.load_weights(net, content["weights"], path)
     return net, content["extras"]["history"]
@@ -196,8 +208,9 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
     config = with_categories(config, root)
     runs = run_dir or settings.RUNS_DIR / "defects"
     sets, model, history = datasets(config, root), build_model(config), {}
+    images = [item.image for parts in sets.values() for item in parts["train"].items]
     for size in config.patch_sizes:
-        net, history[f"teacher {size}"] = train_teacher(config, size, weights, runs)
+        net, history[f"teacher {size}"] = train_teacher(config, size, weights, runs, images)
         model.teachers[str(size)].load_state_dict(net.state_dict())
         for category, parts in sets.items():
             if all(item.is_anomalous for item in parts["val"].items):
@@ -236,6 +249,7 @@ def load_or_train(
         partial(train, config, root, weights=weights),
         command=f"python -m src defects train --profile {profile}    (or ./download.sh weights)",
         run_training=run_training,
+        defaults=asdict(Config()),
     )
     return load(path, config)
 
@@ -243,7 +257,8 @@ def load_or_train(
 def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> Trained:
     """A trained model with its own config, which overrides must agree with.
 
-    But ``stride`` may differ, which scoring alone uses, and ``categories`` may name some of those trained on.
+    But ``stride`` may differ, which scoring alone uses, and ``categories`` and ``patch_sizes`` may name some of those
+    trained on (thresholds stay those of all patch sizes).
     """
     content = checkpoints.load(path)
     own = Config.from_plain(content["config"])
@@ -251,8 +266,10 @@ def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> T
     unknown = set(asked.categories) - set(own.categories)
     if unknown or (own.categories and not asked.categories):
         raise settings.InputError(f"{path} knows the categories {own.categories}, not {', '.join(unknown) or 'none'}")
-    comparable = replace(asked, stride=own.stride, categories=own.categories)
-    checkpoints.require_same_config(asdict(comparable), content, path)
+    if not asked.patch_sizes or set(asked.patch_sizes) - set(own.patch_sizes):
+        raise settings.InputError(f"{path} knows the patch sizes {own.patch_sizes}, not {asked.patch_sizes}")
+    comparable = replace(asked, stride=own.stride, categories=own.categories, patch_sizes=own.patch_sizes)
+    checkpoints.require_same_config(asdict(comparable), content, path, asdict(Config()))
     model = build_model(own)
     checkpoints.load_weights(model, content["weights"], path)
     extras = content["extras"]

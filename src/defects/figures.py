@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_curve
 from torchvision.transforms.v2 import functional as TF
 
-from src import plots, training
+from src import plots, settings, training
 from src.defects.data import NORMAL
 from src.defects.dense import dense
 from src.defects.evaluate import Meter, Scored, scored
@@ -107,8 +107,9 @@ def roc(meters: dict[str, Meter]) -> Figure:
         label = category.replace("_", " ")
         fpr, tpr, _ = roc_curve(meter.truth(), meter.images[HEADLINE])
         left.plot(fpr, tpr, label=label)
-        curve = meter.regions[HEADLINE].curve()
-        right.plot(curve["fpr"], curve["pro"], label=label)
+        if meter.regions[HEADLINE].regions:  # there are masks
+            curve = meter.regions[HEADLINE].curve()
+            right.plot(curve["fpr"], curve["pro"], label=label)
     left.plot([0, 1], [0, 1], color="grey", linestyle=":")
     right.axvline(0.3, color="grey", linewidth=0.8)
     left.set(title="images", xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.01))
@@ -148,7 +149,14 @@ def failures(items: Sequence[Scored], threshold: float, count: int = 4) -> Figur
 
 # ------------------------------------------------------------------------------------------ to files
 def draw_all(trained, name: str, datasets: dict) -> list[Path]:
-    """Curves, heat maps, histograms, ROC and failures of a model on a split of every category."""
+    """Curves, heat maps, histograms, ROC and failures of a model on a split of every category.
+
+    Raises InputError where a category's images are all normal or all anomalous.
+    """
+    for category, dataset in datasets.items():
+        if len(kinds := {item.is_anomalous for item in dataset.items}) < 2:
+            only = "anomalous" if True in kinds else "normal"
+            raise settings.InputError(f"{name} has only {only} images of {category}: add others, a ROC needs both")
     items = {
         category: list(scored(trained.model, category, dataset, trained.calibration[category], trained.config))
         for category, dataset in datasets.items()

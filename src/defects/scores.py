@@ -84,8 +84,8 @@ def score_maps(model: StudentTeacher, category: str, image: torch.Tensor, calibr
     """Score name -> map float32 (h,w) on the CPU, of one image uint8 (3,H,W), at the size the model works at."""
     pixels = _pixels(image, config)
     size, stride, found = tuple(pixels.shape[-2:]), config.stride, []
-    for patch_size, students in model.students[category].items():
-        own = calibration[patch_size]
+    for patch_size in map(str, config.patch_sizes):
+        own, students = calibration[patch_size], model.students[category][patch_size]
         maps = raw_maps(model.teachers[patch_size], students, pixels, stride)[:, 0].cpu()
         mean, std = torch.tensor(own["zscore"]).T[:, :, None, None]
         zscored = (maps[:2] - mean) / std

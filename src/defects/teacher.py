@@ -1,6 +1,6 @@
 """Distillation of a teacher: a small patch network learns to say what a large classifier says of a patch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,8 @@ class TeacherConfig(training.FitConfig):
     patches_per_image: int = 1
     compactness: str = "mean"  # mean | sum, over pairs of dimensions
     compactness_weight: float = 0.1
+    backbone_epochs: int = 0  # of fine-tuning the backbone beforehand; 0 = as it came
+    domain: str = ""  # what it is fine-tuned on
 
     def __post_init__(self):
         super().__post_init__()
@@ -52,6 +54,8 @@ class TeacherConfig(training.FitConfig):
                 raise settings.InputError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
         if min(self.image_size) < self.patch_size:
             raise settings.InputError(f"image_size={self.image_size}: smaller than a patch ({self.patch_size})")
+        if self.backbone_epochs < 0:
+            raise settings.InputError(f"backbone_epochs={self.backbone_epochs}: 0 leaves the backbone as it came")
 
 
 # --------------------------------------------------------------------------------------------- data
@@ -68,23 +72,27 @@ class Images(Dataset):
         return torch.from_numpy(read_image(self.files[index])).permute(2, 0, 1)
 
 
-class CutPatches:
-    """Patches of one image: uint8 (3,H,W) -> float32 (K,3,p,p), normalised.
+def cut_patches(image: torch.Tensor, config: TeacherConfig) -> torch.Tensor:
+    """Patches from random places of one image: uint8 (3,H,W) -> uint8 (K,3,p,p).
 
     The image is resized so that a patch is a small part of it, at one of many scales (Bergmann et al., 4.1).
     """
+    size = config.patch_size
+    low, high = config.image_size
+    image = TF.resize(image, [_draw(low, high + 1)], antialias=True)
+    corners = [(_draw(0, image.shape[1] - size + 1), _draw(0, image.shape[2] - size + 1))
+               for _ in range(config.patches_per_image)]  # fmt: skip
+    return torch.stack([image[:, y : y + size, x : x + size] for y, x in corners])
+
+
+class CutPatches:
+    """Patches of one image, augmented: uint8 (3,H,W) -> float32 (K,3,p,p), normalised."""
 
     def __init__(self, config: TeacherConfig):
         self.config = config
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        size = self.config.patch_size
-        low, high = self.config.image_size
-        short = _draw(low, high + 1)
-        image = TF.resize(image, [short], antialias=True)
-        corners = [(_draw(0, image.shape[1] - size + 1), _draw(0, image.shape[2] - size + 1))
-                   for _ in range(self.config.patches_per_image)]  # fmt: skip
-        patches = torch.stack([image[:, y : y + size, x : x + size] for y, x in corners])
+        patches = cut_patches(image, self.config)
         for axis in (2, 3):
             flipped = torch.rand(len(patches)) < 0.5
             patches[flipped] = patches[flipped].flip(axis)
@@ -111,17 +119,21 @@ def image_files(folder: Path) -> list[Path]:
 
 
 # ----------------------------------------------------------------------------------------- training
-def distill(config: TeacherConfig, run_dir: Path, weights: Path | None = None) -> tuple[PatchNet, list[dict]]:
+def distill(config: TeacherConfig, run_dir: Path, weights: Path | None = None,
+            adapt: Callable[[Backbone], object] | None = None) -> tuple[PatchNet, list[dict]]:  # fmt: skip
     """Train (or resume) the teacher's run in ``run_dir``; returns its patch network and the history.
 
-    ``weights`` is a local state dict of the backbone, in place of torchvision's download. The epoch is chosen
-    by the distillation error on patches of held-out images.
+    ``weights`` is a local state dict of the backbone, in place of torchvision's download; ``adapt`` fine-tunes
+    the backbone before it is asked anything. The epoch is chosen by the distillation error on patches of
+    held-out images.
     """
     settings.seed_everything(config.seed)
     published = torchvision.models.get_model_weights(config.backbone).DEFAULT
     state = checkpoints.pretrained(published, weights) if config.pretrained == "imagenet" else None
     backbone = Backbone(config.backbone, config.depth, config.patch_pixels, state, weights or published.url)
     model = Teacher(PatchNet(config.patch_size, config.descriptor, config.width), backbone.channels)
+    if adapt:
+        adapt(backbone)
     files = image_files(settings.DATA_DIR / config.images)
     cut = CutPatches(config)
     batches = training.Batches(Images([f for i, f in enumerate(files) if i % HELD_OUT]), config, cut)

@@ -1,0 +1,126 @@
+"""Measures the assembly of training sets: as index tensors against set by set. Not collected by pytest.
+
+    python -m tests.benchmark_sets [--images 50000] [--width 512] [--batches 300] [--json OUT]
+
+Both ways give batches of 32 sets of ten features, on the device, from the same random features of 100 classes of equal
+size. Index tensors: ``Sampler.draw`` and one gather a batch. Set by set: a Dataset whose items are sets drawn with
+Python's ``random``, put together by a DataLoader in this process and by two worker processes, which are started and
+warmed up before the clock. Times are wall seconds, the median of five rounds, in which the ways take turns.
+"""
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from src import results, settings, training
+from src.sets.data import SIZE, Sampler, check
+
+CLASSES, BATCH, ROUNDS, WORKERS = 100, 32, 5, (0, 2)
+
+
+class OneByOne(Dataset):
+    """A set an item: features (10,F) and the position of the odd one."""
+
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor, count: int):
+        self.features, self.count = features, count
+        self.members = [(labels == label).nonzero()[:, 0].tolist() for label in range(CLASSES)]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        anchor, other = random.sample(range(CLASSES), 2)
+        chosen = random.sample(self.members[anchor], SIZE - 1)
+        position = random.randrange(SIZE)
+        chosen.insert(position, random.choice(self.members[other]))
+        return self.features[chosen], position
+
+
+def index_tensors(features: torch.Tensor, labels: torch.Tensor, batches: int) -> Callable[[], Iterator]:
+    """A call that gives the batches of one round, drawn and gathered on the device."""
+    features, sampler = features.to(settings.DEVICE), Sampler(labels.to(settings.DEVICE))
+    generator = torch.Generator(settings.DEVICE).manual_seed(0)
+
+    def draw() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for _ in range(batches):
+            sets = sampler.draw(BATCH, generator)
+            yield features[sets.indices], sets.position
+
+    return draw
+
+
+def loader(features: torch.Tensor, labels: torch.Tensor, batches: int, workers: int) -> DataLoader:
+    """The batches of one round, put together set by set."""
+    return DataLoader(OneByOne(features, labels, batches * BATCH), BATCH, num_workers=workers,
+                      persistent_workers=workers > 0, pin_memory=settings.DEVICE.type == "cuda")  # fmt: skip
+
+
+def seconds(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Median wall time of a round of each way, which gives batches (features, position)."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(ROUNDS + 1):  # the first warms up
+        for name, batches in ways.items():
+            start = time.perf_counter()
+            for batch in batches():
+                found = training.to_device(batch)
+            float(found[0].sum())  # a GPU has then done its work
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def measure(images: int, width: int, batches: int) -> dict:
+    """Microseconds a set and how many times faster index tensors are."""
+    random.seed(0)
+    torch.manual_seed(0)
+    features, labels = torch.randn(images, width), torch.arange(images) % CLASSES
+    check(Sampler(labels).draw(1000, torch.Generator().manual_seed(0)), labels)
+    ways: dict[str, Callable] = {"index_tensors": index_tensors(features, labels, batches)}
+    for workers in WORKERS:
+        made = loader(features, labels, batches, workers)
+        ways[f"dataloader_{workers}_workers"] = made.__iter__
+    taken = {name: 1e6 * time / (batches * BATCH) for name, time in seconds(ways).items()}
+    own = taken["index_tensors"]
+    return {
+        "us_per_set": taken,
+        "times_faster": {name: time / own for name, time in taken.items() if name != "index_tensors"},
+        "images": images,
+        "classes": CLASSES,
+        "width": width,
+        "set_size": SIZE,
+        "batch_size": BATCH,
+        "batches": batches,
+        "rounds": ROUNDS,
+    }
+
+
+def main() -> None:
+    """Measure, print, and write the record if asked."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--images", type=int, default=50_000)
+    options.add_argument("--width", type=int, default=512)
+    options.add_argument("--batches", type=int, default=300)
+    options.add_argument("--json", type=Path, help="such as assets/results/sets/assembly_speed.json")
+    arguments = options.parse_args()
+    found = measure(arguments.images, arguments.width, arguments.batches)
+    for kind in ("us_per_set", "times_faster"):
+        print(kind, "  ".join(f"{name} {value:.1f}" for name, value in found[kind].items()))
+    if arguments.json:
+        about = {
+            "command": f"python -m tests.benchmark_sets --images {arguments.images} --width {arguments.width} "
+            f"--batches {arguments.batches}",
+            "git_revision": results.git_revision(),
+            "device": results.device_name(),
+            "torch": str(torch.__version__),
+        }
+        results.write(about | found, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
