@@ -100,6 +100,7 @@ def default_root(dataset: str) -> Path:
 
 
 def weights_path(config: Config) -> Path:
+    """Where the weights of a config are kept; of frozen features, by backbone, head and classes."""
     parts = [config.dataset]
     if config.frozen:
         parts += [config.backbone, config.head, *config.classes, *([f"unseen{config.unseen}"] if config.unseen else [])]
