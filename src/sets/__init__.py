@@ -5,7 +5,7 @@ The doors, alike in every room: ``Config``, ``datasets(config)``, ``build_model(
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -87,12 +87,13 @@ class Config(training.FitConfig):
 
 @dataclass
 class Trained:
-    """A model with its history."""
+    """A model with its history, and the classes to draw sets from (() = all those of its config)."""
 
     config: Config
     model: SetModel
     history: list[dict]
     source: Path
+    classes: tuple[str, ...] = ()
 
 
 def default_root(dataset: str) -> Path:
@@ -301,17 +302,22 @@ def load_or_train(
 
 
 def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> Trained:
-    """A trained model with its own config, which overrides must agree with."""
+    """A trained model with its own config, which overrides must agree with.
+
+    But ``classes`` may name some of those trained on, for an evaluation on sets of these alone.
+    """
     content = checkpoints.load(path)
     if "extras" not in content:
         raise checkpoints.CheckpointError(
             f"{path} is of a run that has not ended: let it finish, and use what it writes"
         )
     config = Config.from_plain(content["config"])
-    checkpoints.require_same_config(asdict(config.override(overrides)), content, path, asdict(Config()))
+    asked = config.override(overrides)
+    comparable = replace(asked, classes=config.classes)
+    checkpoints.require_same_config(asdict(comparable), content, path, asdict(Config()))
     model = build_model(config, len(content["extras"]["classes"]))
     checkpoints.load_weights(model, content["weights"], path)
-    return Trained(config, model.eval(), content["extras"]["history"], Path(path))
+    return Trained(config, model.eval(), content["extras"]["history"], Path(path), asked.classes)
 
 
 # -------------------------------------------------------------------------------------- evaluation
@@ -332,10 +338,21 @@ def images_of(config: Config, root: Path | None, dataset: str | None, split: str
 
 
 def evaluate(
-    config: Config, model: SetModel, root: Path | None = None, *, dataset: str | None = None, split: str = "test"
+    config: Config,
+    model: SetModel,
+    root: Path | None = None,
+    *,
+    dataset: str | None = None,
+    split: str = "test",
+    classes: Sequence[str] = (),
 ) -> dict:
-    """Metrics of a model on a split of its own data set, or of another folder of class folders (``dataset``)."""
+    """Metrics of a model on a split of its own data set, or of another folder of class folders (``dataset``).
+
+    With ``classes`` all sets are of these.
+    """
     images = images_of(config, root, dataset, split)
+    if classes:
+        images = images.subset(images.of(data.choose_classes(images.classes, classes)))
     found = features.extract(model.encoder, images)
     return evaluation.measure(model.head, found, images, config.test_sets, config.seed, config.set_size)
 
@@ -343,10 +360,15 @@ def evaluate(
 def measure(trained: Trained, root: Path | None, dataset: str | None, split: str) -> tuple[dict, dict, str]:
     """(metrics, data description, protocol) of an evaluation's record."""
     name = dataset or trained.config.dataset
-    metrics = evaluate(trained.config, trained.model, root, dataset=dataset, split=split)
+    metrics = evaluate(trained.config, trained.model, root, dataset=dataset, split=split, classes=trained.classes)
     root = root or default_root(name)
     part = split if data.has_part(root, split) else "train"
-    described = {"dataset": name, "split": split, **results.fingerprint(data.files(root, part), root)}
+    described = {
+        "dataset": name,
+        "split": split,
+        "classes": list(trained.classes),
+        **results.fingerprint(data.files(root, part), root),
+    }
     return metrics, described, evaluation.PROTOCOL
 
 
