@@ -88,6 +88,8 @@ def read(root: Path, part: str, image_size: int) -> Images:
     ``image_size`` and its centre is cut out.
     """
     if (root / OFFICIAL).is_dir():
+        if part not in ("train", "test"):
+            raise DataError(f"{root / OFFICIAL} has the parts train and test, not {part}")
         return _official(root, part)
     found = files(root, part)
     classes = sorted({file.parent.name for file in found})
@@ -146,8 +148,10 @@ def choose_classes(names: Sequence[str], wanted: Sequence[str], exclude: Sequenc
 
 def _expand(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
     found: list[str] = []
-    for entry in wanted:
+    for entry in map(str, wanted):  # a class may be named by a number
         if entry.startswith("first") and entry[5:].isdigit():
+            if int(entry[5:]) > len(names):
+                raise settings.InputError(f"{entry}: there are {len(names)} classes")
             found += sorted(names)[: int(entry[5:])]
         else:
             found += DIVERSE if entry == "diverse20" else [entry]
@@ -164,13 +168,20 @@ def split(images: Images, classes: Sequence[str], shares: Sequence[float], seed:
     for name in classes:
         members = images.of([name])
         members = members[torch.randperm(len(members), generator=generator)]
-        counts = [round(share * len(members)) if sum(shares) <= 1 else int(share) for share in shares]
+        counts = _counts(len(members), shares)
         if sum(counts) > len(members) or min(counts) < 1:
             raise settings.InputError(f"class {name} has {len(members)} images, not {' + '.join(map(str, counts))}: "
                                       "change per_class")  # fmt: skip
         for part, chosen in zip(parts, members.split([*counts, len(members) - sum(counts)]), strict=False):
             part.append(chosen)
     return [torch.cat(part) for part in parts]
+
+
+def _counts(members: int, shares: Sequence[float]) -> list[int]:
+    if sum(shares) > 1 + 1e-9:
+        return [int(share) for share in shares]
+    ends = [round(members * sum(shares[: k + 1])) for k in range(len(shares))]  # so that they never exceed the whole
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def set_classes_apart(classes: Sequence[str], count: int, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
