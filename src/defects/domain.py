@@ -45,13 +45,14 @@ class TurnPatches:
 class TurnClassifier(nn.Module):
     """A trainable copy of a backbone and a linear layer: patches (N,3,p,p) -> logits (N,4) of their turns.
 
-    Batch norms keep their statistics: those of a batch would depend on which few images are in it.
+    The backbone's batch norms keep their statistics: those of a batch would depend on which few images are in it.
+    Its features are standardised: some backbones' are so large that their first gradients would undo what they know.
     """
 
     def __init__(self, backbone: Backbone):
         super().__init__()
         self.backbone = deepcopy(backbone).requires_grad_(True)
-        self.head = nn.Linear(backbone.channels, TURNS)
+        self.head = nn.Sequential(nn.BatchNorm1d(backbone.channels, affine=False), nn.Linear(backbone.channels, TURNS))
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         return self.head(self.backbone.features(patches))

@@ -54,8 +54,9 @@ class Config(training.FitConfig):
             "head": self.head not in HEADS,
             "pretrained": self.pretrained not in ("imagenet", "none"),
             "set_size": self.set_size < 3,
-            "width": self.width % self.heads != 0,
-            "pool": not self.frozen and (self.pool[0] < 2 or self.pool[1] < self.set_size),
+            "heads": self.heads < 1,
+            "width": self.width < 1 or (self.heads > 0 and self.width % self.heads != 0),
+            "pool": len(self.pool) != 2 or (not self.frozen and (self.pool[0] < 2 or self.pool[1] < self.set_size)),
             "per_class": len(self.per_class) not in (2, 3),
         }
         for name in (name for name, is_wrong in wrong.items() if is_wrong):
@@ -184,6 +185,10 @@ class SetBatches:
         self.labels, self.features = images.labels.to(settings.DEVICE), found
         self.pixels = None if config.frozen else images.pixels.to(settings.DEVICE)
         self.sampler = data.Sampler(self.labels, images.classes)
+        if config.frozen and not len(self):
+            raise settings.InputError(f"train_sets={config.train_sets} do not fill one batch of {config.batch_size}")
+        if not config.frozen:
+            self.sampler.pool(*config.pool, torch.Generator(settings.DEVICE))  # whether the classes are enough
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch (from 0) whose sets the next iteration draws."""
@@ -192,7 +197,7 @@ class SetBatches:
     def __len__(self) -> int:
         if self.config.frozen:
             return self.config.train_sets // self.config.batch_size
-        return len(self.labels) // (self.config.pool[0] * self.config.pool[1] * self.world)
+        return max(1, len(self.labels) // (self.config.pool[0] * self.config.pool[1] * self.world))
 
     def __iter__(self) -> Iterator[dict]:
         seed = hash((self.config.seed, self.epoch, self.rank)) % 2**63
@@ -272,6 +277,8 @@ def start(model: SetModel, config: Config, weights: Path | None) -> None:
     if not weights or checkpoints.is_bare_state_dict(checkpoints.read(weights)):
         if config.pretrained == "imagenet":
             model.encoder.load_pretrained(weights)
+        elif weights:
+            raise settings.InputError(f"{weights} would not be used: set pretrained=imagenet")
         return
     content = checkpoints.load(weights)
     other = load(weights, config).model
@@ -307,11 +314,11 @@ def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> T
     But ``classes`` may name some of those trained on, for an evaluation on sets of these alone.
     """
     content = checkpoints.load(path)
+    config = Config.from_plain(content["config"])
     if "extras" not in content:
         raise checkpoints.CheckpointError(
             f"{path} is of a run that has not ended: let it finish, and use what it writes"
         )
-    config = Config.from_plain(content["config"])
     asked = config.override(overrides)
     comparable = replace(asked, classes=config.classes)
     checkpoints.require_same_config(asdict(comparable), content, path, asdict(Config()))
@@ -376,6 +383,8 @@ def predict(trained: Trained, files: Sequence[Path], out: Path) -> list[dict]:
     """Which of the image files is the odd one: a row for each with its score, and ``set.png`` below ``out``."""
     if len(files) < 3:
         raise settings.InputError(f"{len(files)} images: the odd one of three or more can be told")
+    if len(files) != getattr(trained.model.head, "size", len(files)):
+        raise settings.InputError(f"these weights are for sets of {trained.model.head.size} images, not {len(files)}")
     images = data.from_files(files, trained.config.image_size)
     scores = evaluation.scores_of(trained.model.head, features.extract(trained.model.encoder, images),
                                   torch.arange(len(files))[None])[0]  # fmt: skip

@@ -180,8 +180,10 @@ def split(images: Images, classes: Sequence[str], shares: Sequence[float], seed:
 def _counts(members: int, shares: Sequence[float]) -> list[int]:
     if sum(shares) > 1 + 1e-9:
         return [int(share) for share in shares]
-    ends = [round(members * sum(shares[: k + 1])) for k in range(len(shares))]  # so that they never exceed the whole
-    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    counts = [round(share * members) for share in shares]
+    while sum(counts) > members:  # several were rounded up
+        counts[counts.index(max(counts))] -= 1
+    return counts
 
 
 def set_classes_apart(classes: Sequence[str], count: int, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -35,7 +35,7 @@ def scores_of(rule: Callable, features: torch.Tensor, indices: torch.Tensor, bat
 def ranks(scores: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
     """Rank of the odd image in each set, int64 (B,), 0 = highest score; of equal scores it is the last."""
     own = scores.gather(1, position[:, None])
-    return (scores >= own).sum(1) - 1
+    return (~(scores < own)).sum(1) - 1  # so that a NaN is never right
 
 
 def accuracy(scores: torch.Tensor, position: torch.Tensor) -> dict[str, float]:
@@ -69,7 +69,7 @@ def measure(head: nn.Module, features: torch.Tensor, images: Images, count: int,
         "per_class": per_class(rank, sets, images),
         "hardest_pairs": hardest_pairs(rank, sets, images),
         "sizes": by_size(head, features, images, count, seed),
-        "none_odd": none_odd(head, features, images, scores, count, seed),
+        "none_odd": none_odd(head, features, images, scores, seed),
     }  # fmt: skip
 
 
@@ -103,18 +103,20 @@ def hardest_pairs(rank: torch.Tensor, sets: Sets, images: Images) -> list[dict]:
 
 
 def by_size(head: nn.Module, features: torch.Tensor, images: Images, count: int, seed: int) -> dict[str, float]:
-    """top1 for sets of 5 to 20 images (those that the classes are large enough for)."""
+    """top1 for sets of 5 to 20 images (those that the classes are large enough for, and the head was made for)."""
     fewest = int(images.labels.unique(return_counts=True)[1].min())
     found = {}
-    for size in (size for size in SIZES if size <= fewest):
+    for size in [head.size] if hasattr(head, "size") else [size for size in SIZES if size <= fewest]:
         sets = fixed_sets(images, count, seed + size, size)
         found[str(size)] = accuracy(scores_of(head, features, sets.indices), sets.position)["top1"]
     return found
 
 
-def none_odd(head, features, images: Images, scores: torch.Tensor, count: int, seed: int) -> dict[str, float]:
+def none_odd(head, features, images: Images, scores: torch.Tensor, seed: int) -> dict[str, float]:
     """AUROC of telling sets with an odd image, whose ``scores`` are given, from sets without."""
-    without = scores_of(head, features, fixed_sets(images, count, seed + 1, odd=False).indices)
+    without = scores_of(
+        head, features, fixed_sets(images, *scores.shape[:1], seed + 1, scores.shape[1], odd=False).indices
+    )
     largest = torch.cat([F.softmax(scores, 1).amax(1), F.softmax(without, 1).amax(1)])
     truth = torch.arange(len(largest)) < len(scores)
     return {"auroc": float(roc_auc_score(truth, largest))}

@@ -52,11 +52,12 @@ def extract(encoder: nn.Module, images: Images, cache: Path | None = None, batch
 
 
 def cache_key(encoder: nn.Module, pixels: torch.Tensor) -> str:
-    """32 hex digits for what features depend on: pixels, weights, layers (their ``repr``) and ``image_size``.
+    """32 hex digits for what features depend on: pixels, weights, layers (their ``repr``), ``image_size``, precision.
 
     Device and code are no part of it: delete the cache after changing how an encoder computes.
     """
-    digest = hashlib.sha256(f"{encoder!r}\0{encoder.image_size}".encode())
+    mixed = torch.is_autocast_enabled(settings.DEVICE.type)
+    digest = hashlib.sha256(f"{encoder!r}\0{encoder.image_size}\0{mixed}".encode())
     parts = [("pixels", part) for part in pixels.split(SHARD)]  # no copy is larger than a shard
     for name, tensor in [*encoder.state_dict().items(), *parts]:
         digest.update(_sha256(name, tensor).encode())

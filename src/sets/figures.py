@@ -184,12 +184,12 @@ def draw_all(trained, name: str, images: Images) -> list[Path]:
     first = rows_of(sets, torch.arange(5))
     drawn = {
         "sets": sets_grid(images, first, scores[:5], names_of(images, first)),
-        "failures": failures(images, sets, scores),
-        "pairs": pair_examples(images, sets, scores),
         "features": feature_map(found, images, first),
         "sizes": sizes({"model": by_size(head, found, images, config.val_sets, config.seed)}),
         "curves": plots.learning_curves(trained.history, ("top1", "top5"), _best(trained.history)),
     }
+    if (ranks(scores, sets.position) > 0).any():
+        drawn |= {"failures": failures(images, sets, scores), "pairs": pair_examples(images, sets, scores)}
     if hasattr(head, "attention_maps"):
         drawn["attention"] = attention(head, found, images, rows_of(sets, torch.arange(1)))
     return [plots.save(figure, f"sets/{name}_{kind}") for kind, figure in drawn.items()]
