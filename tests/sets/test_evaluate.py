@@ -187,7 +187,7 @@ def test_sizes_end_with_the_smallest_class():
 
 def none_odd(rule, images, features, count: int = 1500) -> float:
     scores = evaluation.scores_of(rule, features, fixed_sets(images, count, 0).indices)
-    return evaluation.none_odd(rule, features, images, scores, count, 0)["auroc"]
+    return evaluation.none_odd(rule, features, images, scores, 0)["auroc"]
 
 
 def test_whether_there_is_an_odd_one_at_all():
