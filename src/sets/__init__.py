@@ -259,9 +259,7 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
     return Trained(config, model, history, out)
 
 
-def frozen_features(
-    model: SetModel, whole: data.Images, chosen: dict[str, torch.Tensor], config: Config
-) -> dict[str, torch.Tensor]:
+def frozen_features(model: SetModel, whole: data.Images, chosen: dict, config: Config) -> dict[str, torch.Tensor]:
     """split -> features (N,F): computed of all images at once, so that every choice of classes shares one cache."""
     with training.autocast(config):
         found = features.extract(model.encoder, whole, settings.DATA_DIR / "features")
@@ -316,9 +314,7 @@ def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> T
     content = checkpoints.load(path)
     config = Config.from_plain(content["config"])
     if "extras" not in content:
-        raise checkpoints.CheckpointError(
-            f"{path} is of a run that has not ended: let it finish, and use what it writes"
-        )
+        raise checkpoints.CheckpointError(f"{path} is of an unfinished run: let it end, use what it writes")
     asked = config.override(overrides)
     comparable = replace(asked, classes=config.classes)
     checkpoints.require_same_config(asdict(comparable), content, path, asdict(Config()))

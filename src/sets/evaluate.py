@@ -125,8 +125,7 @@ def none_odd(head, features, images: Images, scores: torch.Tensor, seed: int) ->
 @torch.inference_mode()
 def validate(model: nn.Module, sets: Sets, features_of: Callable) -> dict[str, float]:
     """``top1`` and ``top5`` of a model on fixed sets, ``features_of()`` giving its features of their images."""
-    scores = scores_of(getattr(model, "head", model), features_of(), sets.indices)
-    found = accuracy(scores, sets.position)
+    found = accuracy(scores_of(getattr(model, "head", model), features_of(), sets.indices), sets.position)
     return {"top1": found["top1"], "top5": found["top5"]}
 
 

@@ -171,22 +171,18 @@ def write_set(images: Images, scores: torch.Tensor, path: Path) -> Path:
     return path
 
 
-def _best(history: list[dict]) -> int:
-    return max(history, key=lambda row: row["top1"])["epoch"]
-
-
 def draw_all(trained, name: str, images: Images) -> list[Path]:
     """Sets, failures, hardest pairs, attention, feature map and accuracy by size of a trained model."""
     config, head = trained.config, trained.model.head
     found = features.extract(trained.model.encoder, images)
     sets = fixed_sets(images, config.val_sets, config.seed, config.set_size)
     scores = scores_of(head, found, sets.indices)
-    first = rows_of(sets, torch.arange(5))
+    first, best = rows_of(sets, torch.arange(5)), max(trained.history, key=lambda row: row["top1"])
     drawn = {
         "sets": sets_grid(images, first, scores[:5], names_of(images, first)),
         "features": feature_map(found, images, first),
         "sizes": sizes({"model": by_size(head, found, images, config.val_sets, config.seed)}),
-        "curves": plots.learning_curves(trained.history, ("top1", "top5"), _best(trained.history)),
+        "curves": plots.learning_curves(trained.history, ("top1", "top5"), best["epoch"]),
     }
     if (ranks(scores, sets.position) > 0).any():
         drawn |= {"failures": failures(images, sets, scores), "pairs": pair_examples(images, sets, scores)}

@@ -127,7 +127,7 @@ def test_a_category_alone_has_the_numbers_that_it_has_among_others(house, one_ca
 
 @pytest.mark.parametrize("pair, named", [
     ("image_size=64", "image_size: 48 in the file, 64 asked for"), ("epochs=7", "epochs: 2 in the file"),
-    ("students=3", "students"), ("seed=1", "seed"), ("patch_sizes=17", "patch_sizes"),
+    ("students=3", "students"), ("seed=1", "seed"), ("patch_sizes=17", r"knows the patch sizes \(33,\), not \(17,\)"),
     ("categories=bolt", r"mini.pth knows the categories .*fabric.*, not bolt"), ("speed=2", "speed=2: unknown setting"),
 ])  # fmt: skip
 def test_other_settings_are_those_of_the_file(weights, pair, named):

@@ -166,7 +166,8 @@ def test_anomalous_validation_images_do_not_calibrate(calibrated):
 
 # ------------------------------------------------------------------------------------------ score maps
 def test_scores_are_the_mean_over_patch_sizes(stripes):
-    model, val, config = model_of(17, 33), stripes(size=(48, 60)), replace(CONFIG, image_size=48)
+    config = replace(CONFIG, image_size=48, patch_sizes=(17, 33))
+    model, val = model_of(17, 33), stripes(size=(48, 60))
     calibration = scores.calibrate(model, "part", val, config)
     assert set(calibration) == {"17", "33"}
     image = val[1]["image"]
@@ -184,6 +185,8 @@ def test_scores_are_the_mean_over_patch_sizes(stripes):
     for name, values in expected.items():
         assert found[name].dtype == torch.float32 and found[name].numpy() == pytest.approx(values, abs=1e-3)
     assert torch.allclose(found["sum"], found["error"] + found["uncertainty"])
+    alone = scores.score_maps(model, "part", image, calibration, replace(config, patch_sizes=(17,)))
+    assert not torch.allclose(alone["error"], found["error"])
 
 
 def test_maps_have_the_size_the_model_works_at(stripes):
