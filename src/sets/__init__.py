@@ -314,7 +314,7 @@ def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> T
     content = checkpoints.load(path)
     config = Config.from_plain(content["config"])
     if "extras" not in content:
-        raise checkpoints.CheckpointError(f"{path} is of an unfinished run: let it end, use what it writes")
+        raise checkpoints.CheckpointError(f"{path} is of a run that has not ended: let it, and use what it writes")
     asked = config.override(overrides)
     comparable = replace(asked, classes=config.classes)
     checkpoints.require_same_config(asdict(comparable), content, path, asdict(Config()))

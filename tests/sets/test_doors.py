@@ -498,6 +498,12 @@ def test_where_weights_and_data_are_kept(house):
     assert sets.default_root("cifar100") == house / "data/cifar100"
 
 
+@pytest.mark.parametrize("changes", [{"classes": ("first20",)}, {"exclude": ("first20",)}, {"unseen": 20}])
+@pytest.mark.parametrize("config", [sets.Config.real(), sets.Config.full()], ids=["end to end", "frozen"])
+def test_a_run_on_some_classes_does_not_overwrite_the_weights_of_all(config, changes):
+    assert sets.weights_path(replace(config, **changes)) != sets.weights_path(config)
+
+
 # ------------------------------------------------------------------------------------------------ evaluate
 def test_an_evaluation_says_what_was_measured_on_what(trained, root):
     found, described, protocol = sets.measure(trained, root, None, "test")
@@ -550,6 +556,20 @@ def test_classes_too_small_for_a_set_are_named(trained, tmp_path):
             write_image(picture(np.random.default_rng(i), 0), tmp_path / name / f"{i}.png")
     with pytest.raises(settings.InputError, match="hen has 9 images: too few for sets of 10"):
         sets.measure(trained, tmp_path, "folder", "test")
+
+
+def test_sets_may_be_of_some_of_the_classes(trained, root):
+    """Those of the checkpoint, chosen at load; the config stays its own."""
+    some = sets.load(trained.source, TINY, ["classes=fox,first2"])
+    assert some.config == TINY and trained.classes == ()
+    found, described, _ = sets.measure(some, root, None, "test")
+    assert set(found["per_class"]) == {"fox", "ant", "bee"} and found["classes"] == 3
+    assert found["composition"]["images"] == 33 and found["composition"]["sets"] == TINY.test_sets
+    assert described["classes"] == ["fox", "first2"]
+    direct = sets.evaluate(TINY, trained.model, root, classes=("ant", "bee", "fox"))
+    assert direct["top1"] == found["top1"]
+    with pytest.raises(settings.InputError, match="no class gnu here"):
+        sets.measure(sets.load(trained.source, TINY, ["classes=ant,gnu"]), root, None, "test")
 
 
 def test_splits_and_roots_that_are_not_there_are_named(trained, root, tmp_path):
