@@ -102,11 +102,10 @@ def default_root(dataset: str) -> Path:
 
 
 def weights_path(config: Config) -> Path:
-    """Where the weights of a config are kept; of frozen features, by backbone, head and classes."""
-    parts = [config.dataset]
-    if config.frozen:
-        parts += [config.backbone, config.head, *config.classes, *([f"unseen{config.unseen}"] if config.unseen else [])]
-    return settings.WEIGHTS_DIR / "sets" / f"{'_'.join(parts)}.pth"
+    """Where the weights of a config are kept; of some classes, or of frozen features, under a name of their own."""
+    parts = [config.dataset, *([config.backbone, config.head] if config.frozen else []), *config.classes]
+    parts += [f"without_{name}" for name in config.exclude] + [f"unseen{config.unseen}"] * bool(config.unseen)
+    return settings.WEIGHTS_DIR / "sets" / f"{'_'.join(map(str, parts))}.pth"
 
 
 def make_data(config: Config, root: Path | None = None) -> None:
