@@ -47,8 +47,7 @@ def test_patches_are_normalised_floats_of_the_patch_size():
         patches = teachers.CutPatches(config)(torch.full((3, 60, 80), 130, dtype=torch.uint8))
         assert patches.shape == (5, 3, size, size) and patches.dtype == torch.float32
     expected = (130 / 255 - torch.tensor(images.MEAN)) / torch.tensor(images.STD)
-    coloured = [patch for patch in patches if not torch.allclose(patch[0], patch[1])] or list(patches)
-    assert torch.allclose(coloured[0].mean((1, 2)), expected, atol=1e-4)
+    assert any(torch.allclose(patch.mean((1, 2)), expected, atol=1e-4) for patch in patches)  # some may be grey
 
 
 def test_patches_are_given_by_the_state_of_the_generator():
