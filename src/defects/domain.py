@@ -22,7 +22,7 @@ from src.defects.teacher import HELD_OUT, Images, TeacherConfig, cut_patches
 from src.images import DataError, normalize
 
 TURNS = 4
-LR = 1e-4  # of Adam: to adjust what the backbone knows, not to replace it
+LR = 2e-5  # of Adam: small, to adjust what the backbone knows and not to replace it
 IMAGES, PATCHES = 8, 16  # images in a batch and patches of each, however few images a data set holds
 
 

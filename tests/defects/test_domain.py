@@ -163,6 +163,14 @@ def test_every_tenth_image_validates_and_is_not_learnt_from(parts, tmp_path, mon
     assert [path.name for path in seen["learnt"]] == [path.name for i, path in enumerate(parts) if i % 10]
 
 
+def test_large_features_are_no_large_logits():
+    backbone = fresh()
+    patches = torch.randn(32, 3, 17, 17, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        backbone.network.conv1.weight.mul_(1e4)
+    assert backbone(patches).std() > 1000 > 2 > domain.TurnClassifier(backbone).train()(patches).std()
+
+
 def test_too_few_images_are_refused(parts, tmp_path):
     with pytest.raises(DataError, match="19 training images.*at least 20.*backbone_epochs=0"):
         domain.adapt(fresh(), parts[:19], CONFIG, tmp_path / "run")
