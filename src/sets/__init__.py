@@ -201,12 +201,15 @@ class SetBatches:
     def __iter__(self) -> Iterator[dict]:
         seed = hash((self.config.seed, self.epoch, self.rank)) % 2**63
         generator = torch.Generator(settings.DEVICE).manual_seed(seed)
-        for _ in range(len(self)):
-            yield self._frozen(generator) if self.config.frozen else self._pooled(generator)
+        if self.config.frozen:
+            yield from self._frozen(generator)
+        else:
+            yield from (self._pooled(generator) for _ in range(len(self)))
 
-    def _frozen(self, generator: torch.Generator) -> dict:
-        sets = self.sampler.draw(self.size, generator, self.config.set_size)
-        return {"features": self.features[sets.indices], "position": sets.position}
+    def _frozen(self, generator: torch.Generator) -> Iterator[dict]:
+        sets = self.sampler.draw(len(self) * self.size, generator, self.config.set_size)
+        for indices, position in zip(sets.indices.split(self.size), sets.position.split(self.size), strict=True):
+            yield {"features": self.features[indices], "position": position}
 
     def _pooled(self, generator: torch.Generator) -> dict:
         chosen = self.sampler.pool(*self.config.pool, generator)
@@ -237,7 +240,7 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
     chosen = {split: rows for split, rows in divide(config, whole).items() if split in ("train", "val")}
     parts = {split: whole.subset(rows) for split, rows in chosen.items()}
     model = build_model(config, len(whole.classes))
-    start(model, config, weights)
+    start(model, config, whole.classes, weights)
     model.encoder.requires_grad_(not config.frozen)
     found = frozen_features(model, whole, chosen, config) if config.frozen else {}
     sets = data.fixed_sets(parts["val"], config.val_sets, config.seed, config.set_size)
@@ -265,7 +268,7 @@ def frozen_features(model: SetModel, whole: data.Images, chosen: dict, config: C
     return {split: found[rows].to(settings.DEVICE) for split, rows in chosen.items()}
 
 
-def start(model: SetModel, config: Config, weights: Path | None) -> None:
+def start(model: SetModel, config: Config, classes: Sequence[str], weights: Path | None) -> None:
     """Give the model what it starts from: a checkpoint of this room, ImageNet's weights, or nothing.
 
     Of a checkpoint with another head, or for a frozen encoder, only the encoder is taken, and the class layer where
@@ -284,7 +287,7 @@ def start(model: SetModel, config: Config, weights: Path | None) -> None:
         return
     checkpoints.load_weights(model.encoder, other.encoder.state_dict(), weights)
     mine, theirs = model.class_layer(), other.class_layer()
-    if mine and theirs and mine.weight.shape == theirs.weight.shape:
+    if mine and theirs and content["extras"]["classes"] == list(classes):
         mine.load_state_dict(theirs.state_dict())
 
 
@@ -364,7 +367,8 @@ def measure(trained: Trained, root: Path | None, dataset: str | None, split: str
     name = dataset or trained.config.dataset
     metrics = evaluate(trained.config, trained.model, root, dataset=dataset, split=split, classes=trained.classes)
     root = root or default_root(name)
-    part = split if data.has_part(root, split) else "train"
+    carved = name == trained.config.dataset and len(trained.config.per_class) > 2  # test, too, from train
+    part = split if data.has_part(root, split) and not carved else "train"
     described = {
         "dataset": name,
         "split": split,

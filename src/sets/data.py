@@ -217,9 +217,8 @@ class Sampler:
         self._poorest = classes[int(found[counts.argmin()])] if classes else f"class {int(found[counts.argmin()])}"
         starts = counts.cumsum(0) - counts
         columns = torch.arange(int(counts.max()), device=labels.device)
-        self._missing = columns >= counts[:, None]
         at = (starts[:, None] + columns).clamp(max=len(labels) - 1)
-        self._members = labels.argsort(stable=True)[at]  # (classes, most images)
+        self._members = labels.argsort(stable=True)[at]  # (classes, most images); valid below counts
 
     def draw(self, count: int, generator: torch.Generator, size: int = SIZE, odd: bool = True) -> Sets:
         """``count`` sets of ``size`` images, one of them odd (or, with ``odd=False``, none)."""
@@ -227,9 +226,7 @@ class Sampler:
             raise settings.InputError(f"{self._poorest} has {self._fewest} images: too few for sets of {size}")
         device = self._members.device
         anchor = torch.randint(len(self.counts), (count,), generator=generator, device=device)
-        keys = torch.rand(count, self._members.shape[1], generator=generator, device=device)
-        chosen = keys.masked_fill_(self._missing[anchor], -1).topk(size).indices
-        indices = self._members[anchor].gather(1, chosen)
+        indices = self._members[anchor[:, None], distinct(self.counts[anchor], size, generator)]
         if not odd:
             return Sets(indices, torch.full((count,), -1, device=device))
         others = torch.randint(1, len(self.counts), (count,), generator=generator, device=device)
@@ -246,9 +243,22 @@ class Sampler:
                                       f"classes, of which {self._poorest} has {self._fewest} images")  # fmt: skip
         device = self._members.device
         chosen = torch.randperm(len(self.counts), generator=generator, device=device)[:classes]
-        keys = torch.rand(classes, self._members.shape[1], generator=generator, device=device)
-        columns = keys.masked_fill_(self._missing[chosen], -1).topk(each).indices
-        return self._members[chosen].gather(1, columns).flatten()
+        return self._members[chosen[:, None], distinct(self.counts[chosen], each, generator)].flatten()
+
+
+def distinct(below: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+    """``size`` different numbers 0 <= k < ``below`` (B,) a row, all such sets alike likely: int64 (B,size).
+
+    Floyd's algorithm for all rows at once (Bentley and Floyd, Programming Pearls, 1987): its time does not grow with
+    ``below``, as that of sorting random keys does. The order within a row is not random.
+    """
+    uniform = torch.rand(size, len(below), generator=generator, device=below.device)
+    chosen = torch.full((size, len(below)), -1, device=below.device)
+    for row, share in enumerate(uniform):
+        last = below - size + row
+        pick = (share * (last + 1)).long().minimum(last)  # float32 may round up
+        chosen[row] = torch.where((chosen[:row] == pick).any(0), last, pick)
+    return chosen.T
 
 
 def fixed_sets(images: Images, count: int, seed: int, size: int = SIZE, odd: bool = True) -> Sets:

@@ -16,10 +16,10 @@ from src.sets.model import distance_to_mean, leave_one_out_cosine
 SIZES = (5, 8, 10, 12, 15, 20)
 HARDEST = 20  # class pairs kept in a record
 PROTOCOL = (
-    "Sets of ten: nine distinct images of a class drawn uniformly, one of another, at a uniform position; fixed by the "
-    "config's seed. topK: share of sets whose odd image is among the K highest scores. Interval: 95 %, 1000 bootstrap "
-    "resamples of sets. sizes: top1 against the number of images in a set. none_odd: AUROC of the largest softmax "
-    "score of sets with an odd image against as many sets without."
+    "A set (of ten, if config says no other size): distinct images of a class drawn uniformly, but for one of another, "
+    "at a uniform position; fixed by the config's seed. topK: share of sets whose odd image is among the K highest "
+    "scores. Interval: 95 %, 1000 bootstrap resamples of sets. sizes: top1 against the number of images in a set. "
+    "none_odd: AUROC of the largest softmax score of sets with an odd image against as many sets without."
 )
 
 

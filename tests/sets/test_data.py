@@ -11,7 +11,7 @@ from torchvision.datasets import CIFAR100
 
 from src import settings
 from src.sets import data, default_root
-from src.sets.data import DataError, Images, Sampler, Sets, check, fixed_sets
+from src.sets.data import DataError, Images, Sampler, Sets, check, distinct, fixed_sets
 from tests.sets.conftest import CLASSES, COUNTS, SIDE, picture, write_image
 
 SUPERCLASSES = """beaver dolphin otter seal whale/aquarium_fish flatfish ray shark trout
@@ -318,6 +318,17 @@ def test_every_image_of_a_class_is_as_likely_as_the_others(labels):
         counts = torch.bincount(of_role, minlength=len(labels))
         for label in labels.unique():
             assert_uniform(counts[labels == label])
+
+
+def test_distinct_numbers_are_every_subset_alike_often():
+    below = torch.tensor([5, 3, 7]).repeat_interleave(20_000)
+    found = distinct(below, 3, generator()).sort(1).values
+    assert (found[:, 1:] > found[:, :-1]).all() and (found >= 0).all() and (found < below[:, None]).all()
+    for top, subsets in ((5, 10), (7, 35)):
+        rows, counts = found[below == top].unique(dim=0, return_counts=True)
+        assert len(rows) == subsets
+        assert_uniform(counts)
+    assert (found[below == 3] == torch.arange(3)).all()
 
 
 def test_the_same_generator_draws_the_same_sets():

@@ -390,6 +390,17 @@ def test_of_another_head_the_encoder_and_the_class_layer_are_taken(root, tmp_pat
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in rest.items())
 
 
+def test_a_class_layer_of_other_classes_is_not_taken(root, tmp_path, trained, stopped):
+    elsewhere = tmp_path / "data"
+    shutil.copytree(root, elsewhere)
+    (elsewhere / "train" / CLASSES[-1]).rename(elsewhere / "train" / "zebra")
+    config = replace(TINY, head="attention")
+    found = sets.train(config, elsewhere, weights=trained.source, run_dir=tmp_path / "run", out=tmp_path / "out.pth")
+    fresh = sets.build_model(config, len(CLASSES))
+    assert same(tensors(found.model.class_layer()), tensors(fresh.class_layer()))
+    assert same(tensors(found.model.encoder), tensors(trained.model.encoder))
+
+
 def test_a_frozen_run_keeps_the_encoder_that_it_started_from(root, tmp_path, trained):
     config = replace(FROZEN, head="attention")
     found = sets.train(config, root, weights=trained.source, run_dir=tmp_path / "run", out=tmp_path / "out.pth")
@@ -513,7 +524,13 @@ def test_an_evaluation_says_what_was_measured_on_what(trained, root):
     assert {key: described[key] for key in ("dataset", "split", "files")} == {
         "dataset": "folder", "split": "test", "files": 66}  # fmt: skip
     val, described, _ = sets.measure(trained, root, None, "val")
-    assert described["files"] == 6 * COUNTS["train"] and val["top1"] != found["top1"]  # val's own images
+    assert described["files"] == 6 * COUNTS["train"] and val["sizes"] != found["sizes"]  # val's own images
+
+
+def test_the_fingerprint_of_a_test_split_carved_from_train_is_that_of_train(trained, root):
+    carved = replace(trained, config=replace(TINY, per_class=(12, 5, 5), test_sets=100, set_size=5))
+    assert sets.measure(carved, root, None, "test")[1]["files"] == 6 * COUNTS["train"]
+    assert sets.measure(carved, root, "folder", "test")[1]["files"] == 6 * COUNTS["train"]
 
 
 def test_an_evaluation_is_of_the_right_images(trained, root, monkeypatch):
