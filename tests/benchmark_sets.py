@@ -3,7 +3,7 @@
     python -m tests.benchmark_sets [--images 50000] [--width 512] [--batches 300] [--json OUT]
 
 Both ways give batches of 32 sets of ten features, on the device, from the same random features of 100 classes of equal
-size. Index tensors: one ``Sampler.draw`` an epoch and one gather a batch. Set by set: a Dataset whose items are sets drawn with
+size. Index tensors: one ``Sampler.draw`` an epoch, one gather a batch. Set by set: a Dataset whose items are sets drawn with
 Python's ``random``, put together by a DataLoader in this process and by two worker processes, which are started and
 warmed up before the clock. Times are wall seconds, the median of five rounds, in which the ways take turns.
 """
