@@ -10,7 +10,7 @@ from pathlib import Path
 
 from src import results, settings
 
-ROOMS = ("road", "defects", "sets")
+ROOMS = ("road", "defects", "sets", "series")
 ACTIONS = ("data", "train", "evaluate", "predict", "figures", "report")
 EXAMPLES = """examples:
   python -m src road data                            write the mini data set (offline, about a minute)

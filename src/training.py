@@ -308,16 +308,16 @@ def fit(
     config: FitConfig,
     *,
     run_dir: Path,
-    monitor: str,
+    monitor: str | None,
     minimize: bool = False,
 ) -> list[dict[str, float]]:
     """Train ``model`` in place and leave it with the weights of its best epoch.
 
     ``batches`` is a sized iterable with ``set_epoch(epoch)`` (``Batches``, or a room's own);
     ``loss(model, batch)`` gives a scalar; ``validate(model)`` gives a dict of floats, alike on every rank,
-    in which ``monitor`` picks the best epoch. ``run_dir`` receives ``best.pth``, ``last.pth`` and TensorBoard
-    scalars; a ``last.pth`` that is there already, made with the same config, is resumed from. Returns one
-    dict an epoch: epoch, loss, lr, seconds and what ``validate`` gave.
+    in which ``monitor`` picks the best epoch (None: nothing is chosen, the last one is kept). ``run_dir`` receives
+    ``best.pth``, ``last.pth`` and TensorBoard scalars; a ``last.pth`` that is there already, made with the same
+    config, is resumed from. Returns one dict an epoch: epoch, loss, lr, seconds and what ``validate`` gave.
 
     Raises NonFiniteLoss (the checkpoints of the last good epoch stay), CheckpointError for a ``last.pth``
     of another config, and ValueError for a monitored metric that is NaN.
@@ -338,7 +338,7 @@ def fit(
             trainer.scheduler.step((-1 if minimize else 1) * row[monitor])
         if writer:
             if improved:
-                metric = {"name": monitor, "value": row[monitor]}
+                metric = {"name": monitor, "value": row.get(monitor)}
                 checkpoints.save(best, model.state_dict(), config=plain_config, step=state.step,
                                  epoch=state.epoch, metric=metric)  # fmt: skip
             _report(writer, row, config.epochs, improved)
@@ -356,17 +356,18 @@ def _stalled(state: State, config: FitConfig) -> bool:
     return bool(config.patience) and state.epoch - state.best_epoch >= config.patience
 
 
-def _account(state: State, row: dict[str, float], seconds: float, sign: int, monitor: str) -> bool:
+def _account(state: State, row: dict[str, float], seconds: float, sign: int, monitor: str | None) -> bool:
     """Enter a finished epoch into the state; returns whether it is the best so far."""
-    if math.isnan(row[monitor]):
+    value = sign * row[monitor] if monitor else float(state.epoch)
+    if math.isnan(value):
         raise ValueError(f"{monitor} is NaN after epoch {row['epoch']}: no best epoch can be chosen by it")
     state.epoch += 1
     state.seconds += seconds
     row["seconds"] = state.seconds
     state.history.append(row)
-    improved = sign * row[monitor] > state.best
+    improved = value > state.best
     if improved:
-        state.best, state.best_epoch = sign * row[monitor], state.epoch
+        state.best, state.best_epoch = value, state.epoch
     return improved
 
 

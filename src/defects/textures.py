@@ -4,9 +4,7 @@ Three categories (twill fabric, printed tiles, a bolt) and four kinds of defect 
 height; the sound and the faulty surface are photographed by one camera in one light: what differs is the mask.
 """
 
-import json
 import math
-import shutil
 from collections import namedtuple
 from functools import cache
 from itertools import product
@@ -18,6 +16,7 @@ from scipy import fft, ndimage
 from tqdm import tqdm
 
 from src import settings
+from src.generated import fresh
 
 __all__ = ["CATEGORIES", "COUNTS", "DEFECTS", "VERSION", "render", "render_twins", "write_dataset"]
 
@@ -31,7 +30,6 @@ STRENGTHS = ((0.0, 0.05),) + ((0.2, 0.5),) * 5 + ((0.6, 1.0),) * 4
 CONTRAST = {"fabric": (16, 140), "tiles": (16, 190), "bolt": (16, 120)}
 VISIBLE = 8  # a pixel belongs to the mask where a channel changes by more than this, of 255
 AREA = (0.002, 0.08)  # smallest and largest mask, share of the image
-MARKER = ".version"  # tells a data set written here
 
 Surface = namedtuple("Surface", "colour height body")  # (S,S,3) 0..1, (S,S) in pixels, (S,S) bool: where marks may be
 Slip = namedtuple("Slip", "rng strength")  # given to a category that is to misplace a part
@@ -297,40 +295,21 @@ def _save(pixels: np.ndarray, path: Path) -> None:
     Image.fromarray(pixels).save(path, compress_level=4)
 
 
-def _check_own(folder: Path) -> None:
-    """Raise InputError unless the folder is missing, empty or written here."""
-    marker = folder / MARKER
-    own = marker.is_file() and "textures" in marker.read_text()
-    if folder.is_file() or folder.is_dir() and any(folder.iterdir()) and not own:
-        raise settings.InputError(f"{folder} holds other files than this data set: choose another root or remove them")
-
-
 def write_dataset(root: Path, seed: int = settings.SEED, counts=COUNTS) -> None:
     """Write root/<category>/{train,test,ground_truth}/<kind>/NNN.png (masks NNN_mask.png) and root/teacher/NNN.png.
 
     counts has the keys of COUNTS. All is written to <root>.partial, which takes root's place at the end; a data set
     of this version, seed and counts is kept. Raises InputError if root holds anything but a data set written here.
     """
-    root, wanted = Path(root), json.dumps({"textures": VERSION, "seed": seed, "counts": dict(counts)})
-    if (root / MARKER).is_file() and (root / MARKER).read_text() == wanted:
-        return
-    unfinished = root.with_name(root.name + ".partial")
-    for folder in (root, unfinished):
-        _check_own(folder)
-    if unfinished.exists():  # left by a killed run
-        shutil.rmtree(unfinished)
-    unfinished.mkdir(parents=True)
-    (unfinished / MARKER).write_text("unfinished textures")
-    tasks = [(c, "good", i, s) for c in CATEGORIES for s in SPLITS for i in range(counts[s])]
-    tasks += [(*task, "test") for task in product(CATEGORIES, DEFECTS, range(counts["defect"]))]
-    for category, kind, index, split in tqdm(tasks, "textures", disable=None):
-        image, mask = render(category, kind, index, split, seed)
-        _save(image, unfinished / category / split / kind / f"{index:03d}.png")
-        if kind != "good":
-            _save(mask * np.uint8(255), unfinished / category / "ground_truth" / kind / f"{index:03d}_mask.png")
-    for index in range(counts["teacher"]):
-        _save(_teacher_picture(index, seed), unfinished / "teacher" / f"{index:03d}.png")
-    if root.exists():
-        shutil.rmtree(root)
-    (unfinished / MARKER).write_text(wanted)
-    unfinished.rename(root)
+    with fresh(root, "textures", VERSION, seed=seed, counts=dict(counts)) as unfinished:
+        if unfinished is None:
+            return
+        tasks = [(c, "good", i, s) for c in CATEGORIES for s in SPLITS for i in range(counts[s])]
+        tasks += [(*task, "test") for task in product(CATEGORIES, DEFECTS, range(counts["defect"]))]
+        for category, kind, index, split in tqdm(tasks, "textures", disable=None):
+            image, mask = render(category, kind, index, split, seed)
+            _save(image, unfinished / category / split / kind / f"{index:03d}.png")
+            if kind != "good":
+                _save(mask * np.uint8(255), unfinished / category / "ground_truth" / kind / f"{index:03d}_mask.png")
+        for index in range(counts["teacher"]):
+            _save(_teacher_picture(index, seed), unfinished / "teacher" / f"{index:03d}.png")

@@ -4,9 +4,7 @@ A class is a shape with a texture (``ring_striped``). Place, size, turn, colours
 and in front of the glyph are drawn for every image in the same way, whatever its class: they say nothing about it.
 """
 
-import json
 import math
-import shutil
 from itertools import combinations, product
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from src import settings
+from src.generated import fresh
 
 __all__ = ["CLASSES", "COUNTS", "VERSION", "render", "write_dataset"]
 
@@ -24,7 +23,6 @@ COUNTS = {"train": 100, "test": 25}  # images of a class
 SIZE = 32  # pixels a side
 RADIUS = (7.5, 12)  # pixels: the circle around a glyph
 CONTRAST = 0.45  # least distance between the two inks and the ground, in RGB from 0 to 1
-MARKER = ".version"  # tells a data set written here
 Y, X = (np.mgrid[: 2 * SIZE, : 2 * SIZE] + 0.5) / 2  # pixels, drawn at twice the image's size
 
 
@@ -135,37 +133,18 @@ def render(name: str, number: int, split: str) -> np.ndarray:
     return _photograph(rng, _cluttered(rng, picture, rng.integers(0, 4), 8))
 
 
-def _check_own(folder: Path) -> None:
-    """Raise InputError unless the folder is missing, empty or written here."""
-    marker = folder / MARKER
-    own = marker.is_file() and "glyphs" in marker.read_text()
-    if folder.is_file() or folder.is_dir() and any(folder.iterdir()) and not own:
-        raise settings.InputError(f"{folder} holds other files than this data set: choose another root or remove them")
-
-
 def write_dataset(root: Path, counts=COUNTS, progress: bool = True) -> None:
     """Write root/{train,test}/<class>/NNN.png, counts[split] images of every class.
 
     progress shows a bar on a terminal. All is written to <root>.partial, which takes root's place at the end; a data
     set of this version and counts is kept. Raises InputError if root holds anything but a data set written here.
     """
-    root, wanted = Path(root), json.dumps({"glyphs": VERSION, "counts": dict(counts)})
-    if (root / MARKER).is_file() and (root / MARKER).read_text() == wanted:
-        return
-    unfinished = root.with_name(root.name + ".partial")
-    for folder in (root, unfinished):
-        _check_own(folder)
-    if unfinished.exists():  # left by a killed run
-        shutil.rmtree(unfinished)
-    unfinished.mkdir(parents=True)
-    (unfinished / MARKER).write_text("unfinished glyphs")
-    folders = list(product(SPLITS, CLASSES))
-    for split, name in tqdm(folders, "glyphs", disable=None if progress else True):
-        (unfinished / split / name).mkdir(parents=True)
-        for number in range(counts[split]):
-            image = Image.fromarray(render(name, number, split))
-            image.save(unfinished / split / name / f"{number:03d}.png", compress_level=4)
-    if root.exists():
-        shutil.rmtree(root)
-    (unfinished / MARKER).write_text(wanted)
-    unfinished.rename(root)
+    with fresh(root, "glyphs", VERSION, counts=dict(counts)) as unfinished:
+        if unfinished is None:
+            return
+        folders = list(product(SPLITS, CLASSES))
+        for split, name in tqdm(folders, "glyphs", disable=None if progress else True):
+            (unfinished / split / name).mkdir(parents=True)
+            for number in range(counts[split]):
+                image = Image.fromarray(render(name, number, split))
+                image.save(unfinished / split / name / f"{number:03d}.png", compress_level=4)

@@ -1,0 +1,416 @@
+"""Nine kinds of time-series behaviour, named from their plots: by the picture, or by the trace of its line.
+
+The doors, alike in every room: ``Config``, ``datasets(config)``, ``build_model(config)``, ``train(config)``,
+``evaluate(config, model)``; for the command line also ``make_data``, ``load``, ``predict`` and ``draw``.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from src import checkpoints, plots, results, settings, training
+from src.images import read_image
+from src.series import augment, data, figures, raster, render, traces
+from src.series import evaluate as evaluation
+from src.series.generate import CLASSES
+from src.series.model import FLIPS, TRACE, Classifier, PictureNet, PictureTrunk, TraceNet, fit_temperature
+
+REAL = ("plots",)  # the data sets that profile real trains on
+GENERATED = "generated"  # the data set that is on no disk: fresh series for every split
+DRAWN = 500  # series of each class in one of its splits
+
+
+@dataclass(frozen=True)
+class Config(training.FitConfig):
+    """What the series room can vary."""
+
+    dataset: str = "mini"
+    classes: tuple[str, ...] = ()  # () = all
+    backbone: str = TRACE  # or a classifier of torchvision by name, which sees the picture
+    size: tuple[int, int] = (120, 160)  # height and width of pictures
+    axes: bool = True  # pictures with axes, grid and labels; else the line alone
+    width: int = 32  # channels of the trace network's first stage
+    dropout: tuple[float, ...] = (0.3, 0.3, 0.2)  # before each layer of the head
+    generated: int = 0  # series of each class that are drawn anew for every epoch, in place of the training split
+    folds: int = 5  # parts of a training split that brings no validation split
+    cross_validate: bool = False  # a network for each fold, then one for all; else the first fold validates
+    flips: tuple[str, ...] = ("horizontal", "vertical")  # of which a plot may be any, with the same class
+    average_flips: bool = True  # probabilities are the mean over them
+    label_smoothing: float = 0.0
+    mixup: float = 0.0  # alpha of the beta distribution; 0 = none
+    cutout: float = 0.0  # share of the time hidden
+    noise: float = 0.0  # std, as a share of the height
+    color_jitter: float = 0.0  # of pictures: brightness and contrast by up to this share
+    rotation: float = 0.0  # of pictures: degrees either way
+    look_weight: float = 0.0  # of looking where recorded events are
+
+    def __post_init__(self):
+        super().__post_init__()
+        wrong = {
+            "flips": set(self.flips) - FLIPS.keys(),
+            "dropout": len(self.dropout) != 3,
+            "size": len(self.size) != 2 or min(self.size) < 32,
+            "folds": self.folds < 2,
+            "generated": self.generated < 0,
+            "cutout": not 0 <= self.cutout < 1,
+            "patience": self.cross_validate and (self.patience or self.schedule == "plateau"),
+        }
+        for name in (name for name, is_wrong in wrong.items() if is_wrong):
+            raise settings.InputError(
+                f"{name}={getattr(self, name)!r}: expected flips among {', '.join(FLIPS)}; three shares of dropout; "
+                "height and width of 32 pixels or more; two folds or more; a cutout below 1; and with cross_validate, "
+                "where no plot is left to choose an epoch by, neither patience nor schedule=plateau"
+            )
+
+    @classmethod
+    def mini(cls) -> Self:
+        return cls(generated=6000, epochs=8, batch_size=128, optimizer="adamw", lr=3e-3, weight_decay=1e-2,
+                   schedule="cosine", warmup=200, clip_norm=5.0, dropout=(0.1, 0.1, 0.1),
+                   look_weight=0.3)  # fmt: skip
+
+    @classmethod
+    def real(cls, dataset: str = "plots") -> Self:
+        """To be started from the mini weights: --weights assets/weights/series/mini.pth."""
+        return cls(dataset=dataset, cross_validate=True, epochs=12, batch_size=32, optimizer="adamw", lr=3e-4,
+                   weight_decay=1e-2, schedule="cosine", warmup=50, clip_norm=5.0)  # fmt: skip
+
+    @classmethod
+    def full(cls) -> Self:
+        """The user's recipe: ResNet-50 on whole pictures, but the epoch chosen on validation."""
+        return cls(dataset="plots", backbone="resnet50", size=(224, 224), epochs=30, batch_size=32, lr=1e-3,
+                   schedule="plateau", flips=("horizontal",), average_flips=False)  # fmt: skip
+
+
+@dataclass
+class Trained:
+    """A classifier with its classes and histories: ``fold K`` or ``all`` -> epochs."""
+
+    config: Config
+    model: Classifier
+    classes: tuple[str, ...]
+    history: dict[str, list[dict]]
+    source: Path
+
+
+def default_root(dataset: str) -> Path:
+    return settings.DATA_DIR / (
+        "mini/series" if dataset == "mini" else "series_plots" if dataset == "plots" else dataset
+    )
+
+
+def weights_path(config: Config) -> Path:
+    """Where weights are kept: by data set, and of another backbone or of some classes under a name of their own."""
+    parts = [config.dataset, *([] if config.backbone == TRACE else [config.backbone]), *config.classes]
+    return settings.WEIGHTS_DIR / "series" / f"{'_'.join(parts)}.pth"
+
+
+def make_data(config: Config, root: Path | None = None) -> None:
+    """Write the mini data set (if asked for), and the record of what each split of the data set holds."""
+    root = root or default_root(config.dataset)
+    if config.dataset == "mini":
+        render.write_dataset(root)
+    found = {split: data.counts(root, split) for split in ("train", "val", "test") if data.has_split(root, split)}
+    results.write({"distribution": found}, results.record_path("series", f"{config.dataset}_distribution"))
+
+
+# -------------------------------------------------------------------------------------------- data
+def view_of(config: Config) -> tuple[Callable, Callable]:
+    """(of a plot's pixels, of a series' numbers) -> the item that the config's network sees."""
+    if config.backbone == TRACE:
+        return traces.of_plot, traces.of_series
+    return (partial(data.picture, size=config.size, axes=config.axes),
+            partial(raster.picture, size=config.size, axes=config.axes))  # fmt: skip
+
+
+def datasets(config: Config, root: Path | None = None) -> dict[str, data.Labelled]:
+    """split (train, val, test) -> plots as the network's items; val is a fold of train where there is none on disk."""
+    root = root or default_root(config.dataset)
+    found = {split: read(config, root, split) for split in ("train", "val", "test") if has_split(config, root, split)}
+    if "train" not in found:
+        raise data.DataError(
+            f"{root} holds no train/<class> folders of plots (the mini set: python -m src series data)"
+        )
+    if "val" not in found:
+        fold = data.folds(found["train"].labels, config.folds, config.seed)
+        found |= {"train": found["train"].subset((fold > 0).nonzero()[:, 0]),
+                  "val": found["train"].subset((fold == 0).nonzero()[:, 0])}  # fmt: skip
+    return found
+
+
+def has_split(config: Config, root: Path, split: str) -> bool:
+    return config.dataset == GENERATED or data.has_split(root, split)
+
+
+def read(config: Config, root: Path, split: str) -> data.Labelled:
+    """The plots of a split on disk, or (data set ``generated``) as many drawn for it alone."""
+    of_plot, of_series = view_of(config)
+    if config.dataset == GENERATED:
+        return data.pool(of_series, DRAWN, config.classes or CLASSES, seed=config.seed, split=split)
+    return data.read_plots(root, split, of_plot, config.classes)
+
+
+def build_model(config: Config, members: int = 1) -> Classifier:
+    """``members`` networks of the config's seed, randomly initialised."""
+    settings.seed_everything(config.seed)
+    flips = config.flips if config.average_flips else ()
+    return Classifier(partial(build_net, config), members, flips)
+
+
+def build_net(config: Config) -> nn.Module:
+    """A randomly initialised network, of traces or of pictures as the backbone says."""
+    classes = len(config.classes or CLASSES)
+    if config.backbone == TRACE:
+        return TraceNet(config.width, classes, config.dropout)
+    return PictureNet(PictureTrunk(config.backbone, config.size), classes, config.dropout)
+
+
+# ---------------------------------------------------------------------------------------- training
+class Batches:
+    """Shuffled batches {items, labels, where} of ``draw(epoch)``, this process's share of each."""
+
+    def __init__(self, draw: Callable[[int], data.Labelled], plots: int, config: Config):
+        self.rank, self.world = training.start_distributed()
+        if config.batch_size % self.world or plots < config.batch_size:
+            raise settings.InputError(f"batch_size={config.batch_size} does not divide over {self.world} processes, or "
+                                      f"exceeds the {plots} plots to train on")  # fmt: skip
+        self.draw, self.plots, self.config, self.epoch = draw, plots, config, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (from 0) whose plots and order the next iteration gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.plots // self.config.batch_size
+
+    def __iter__(self) -> Iterator[dict]:
+        found, size = self.draw(self.epoch), self.config.batch_size
+        generator = torch.Generator().manual_seed(self.config.seed * 100_003 + self.epoch)
+        order = torch.randperm(len(found), generator=generator)
+        for chosen in order[: len(self) * size].split(size):
+            chosen = chosen[self.rank :: self.world]
+            known = [found.known[k] for k in chosen] if found.known else [{"events": ()}] * len(chosen)
+            yield {"items": found.items[chosen], "labels": found.labels[chosen], "where": evaluation.places(known)}
+
+
+def drawn(config: Config, epoch: int) -> data.Labelled:
+    """An epoch's series straight from the generator: none twice in a run, none of the mini set on disk."""
+    first = data.FIRST_STREAMED + epoch * config.generated
+    return data.pool(view_of(config)[1], config.generated, config.classes or CLASSES, first, config.seed)
+
+
+def loss(net: nn.Module, batch: dict, config: Config) -> torch.Tensor:
+    """Cross-entropy of augmented items, with smoothed or mixed labels where the config says so.
+
+    Where events are known, plus the weighted cross-entropy of the network's attention with their places.
+    """
+    items, where = augment.augment(batch["items"], batch["where"], config)
+    targets = F.one_hot(batch["labels"], len(config.classes or CLASSES)).float()
+    if config.mixup:
+        items, targets = augment.mix(items, targets, config.mixup)
+    logits, looks = net(items)
+    total = F.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
+    if looks is None or not config.look_weight:
+        return total
+    return total - config.look_weight * (where * looks).sum(1).mean()
+
+
+def train(config: Config, root: Path | None = None, *, weights: Path | None = None,
+          run_dir: Path | None = None, out: Path | None = None) -> Trained:  # fmt: skip
+    """Train (or resume) the run in ``run_dir``, and write the checkpoint ``out``.
+
+    ``weights`` is a checkpoint of this room that the networks start from. The epoch is chosen by accuracy on the
+    split val. With ``cross_validate`` nothing is chosen: the last epoch is kept, of a network for each fold, which go
+    to ``<out>_folds.pth``, and of one for all plots, which goes to ``out`` with the temperature that suits the folds.
+    Stored as fp16 where that brings a file under ``checkpoints.LIMIT``.
+    """
+    root, out = root or default_root(config.dataset), out or weights_path(config)
+    run_dir = run_dir or settings.RUNS_DIR / "series" / out.stem
+    fit_net = partial(fit, config=config, start=starting_net(config, weights))
+    if config.cross_validate:
+        return cross_validate(config, read(config, root, "train"), fit_net, run_dir, out)
+    parts = datasets(config, root)
+    net, history = fit_net(parts["train"], parts["val"], run_dir=run_dir)
+    logs = partial(Classifier.log_probabilities, items=parts["val"].items)
+    return save(config, [net], {"val": history}, out, lambda model: fit_temperature(logs(model), parts["val"].labels))
+
+
+def cross_validate(config: Config, found: data.Labelled, fit_net: Callable, run_dir: Path, out: Path) -> Trained:
+    """A network for each fold of the training plots, and one for all of them, alike in everything else."""
+    fold, nets, history = data.folds(found.labels, config.folds, config.seed), [], {}
+    for k in range(config.folds):
+        rest, held_out = (found.subset(chosen.nonzero()[:, 0]) for chosen in (fold != k, fold == k))
+        net, history[f"fold {k}"] = fit_net(rest, held_out, run_dir=run_dir / f"fold_{k}")
+        nets.append(net)
+    logs = partial(evaluation.out_of_fold, found=found, fold=fold)
+    of_folds = save(config, nets, history, out.with_stem(f"{out.stem}_folds"),
+                    lambda model: fit_temperature(logs(model), found.labels))  # fmt: skip
+    net, whole = fit_net(found, None, run_dir=run_dir / "all")
+    return save(config, [net], history | {"all": whole}, out, lambda _: float(of_folds.model.temperature))
+
+
+def fit(found: data.Labelled, held_out: data.Labelled | None, *, config: Config, start: Callable[[], nn.Module],
+        run_dir: Path) -> tuple[nn.Module, list[dict]]:  # fmt: skip
+    """One network, and its history with accuracy and ``nll`` on the plots held out, if any."""
+    net = start()
+    if config.generated:
+        plots, draw = config.generated * len(found.classes), partial(drawn, config)
+    else:
+        plots, draw = len(found), lambda epoch: found
+    flips = config.flips if config.average_flips else ()
+    history = training.fit(
+        net,
+        Batches(draw, plots, config),
+        partial(loss, config=config),
+        (lambda net: evaluation.validate(net, held_out, flips, config)) if held_out else lambda net: {},
+        config,
+        run_dir=run_dir,
+        monitor=None if config.cross_validate else "accuracy",
+    )
+    return net, history
+
+
+def starting_net(config: Config, weights: Path | None) -> Callable[[], nn.Module]:
+    """Makes the network that a run starts from: of a checkpoint, or random; its last layer anew for other classes."""
+    if not weights:
+        return lambda: build_model(config).members[0]
+    other = load(weights, config)
+    state = other.model.members[0].state_dict()
+
+    def start() -> nn.Module:
+        net = build_model(config).members[0]
+        last = f"head.{len(net.head) - 1}."
+        kept = state if other.classes == (config.classes or CLASSES) else {
+            name: own if name.startswith(last) else state[name] for name, own in net.state_dict().items()}  # fmt: skip
+        checkpoints.load_weights(net, kept, weights)
+        return net
+
+    return start
+
+
+def save(config: Config, nets: list[nn.Module], history: dict, out: Path, temperature: Callable) -> Trained:
+    """Round the weights to fit a file, set the temperature of what is left, write the checkpoint."""
+    model = build_model(config, len(nets))
+    for member, net in zip(model.members, nets, strict=True):
+        member.load_state_dict(net.state_dict())
+    half = checkpoints.round_to_fit(model)
+    model.to(settings.DEVICE).eval().temperature.fill_(temperature(model))
+    classes = config.classes or CLASSES
+    checkpoints.save(out, model.state_dict(), half=half, config=checkpoints.plain(asdict(config)),
+                     extras={"history": history, "classes": list(classes), "members": len(nets)})  # fmt: skip
+    return Trained(config, model, classes, history, out)
+
+
+def load_or_train(
+    config: Config, root: Path | None = None, *, weights: Path | None = None, run_training: bool = settings.RUN_TRAINING
+) -> Trained:
+    """The trained model of a config: loaded, or trained if it is missing and ``run_training`` is on."""
+    path = weights_path(config)
+    profile = "mini" if config.dataset == "mini" else "full" if config == Config.full() else "real"
+    checkpoints.load_or_train(
+        path,
+        checkpoints.plain(asdict(config)),
+        partial(train, config, root, weights=weights),
+        command=f"python -m src series train --profile {profile}    (or ./download.sh weights)",
+        run_training=run_training,
+        defaults=asdict(Config()),
+    )
+    return load(path, config)
+
+
+def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> Trained:
+    """A trained model with its own config, which overrides must agree with."""
+    content = checkpoints.load(path)
+    config = Config.from_plain(content["config"])
+    if "extras" not in content:
+        raise checkpoints.CheckpointError(f"{path} is of a run that has not ended: let it, and use what it writes")
+    checkpoints.require_same_config(asdict(config.override(overrides)), content, path, asdict(Config()))
+    extras = content["extras"]
+    model = build_model(config, extras["members"])
+    checkpoints.load_weights(model, content["weights"], path)
+    return Trained(config, model.to(settings.DEVICE).eval(), tuple(extras["classes"]), extras["history"], Path(path))
+
+
+# -------------------------------------------------------------------------------------- evaluation
+def plots_of(trained: Trained, root: Path | None, dataset: str | None, split: str) -> data.Labelled:
+    """The plots of a split, labelled by the model's classes, of which a folder may lack some but bring no other.
+
+    Where the folder holds class folders directly, every plot belongs to the split named. Split val of a data set
+    that was cross-validated is all of train.
+    """
+    config = replace(trained.config, dataset=dataset or trained.config.dataset)
+    root = root or default_root(config.dataset)
+    if split == "val" and not has_split(config, root, "val"):
+        found = read(config, root, "train") if config.cross_validate else datasets(config, root)["val"]
+    else:
+        found = read(config, root, split)
+    unknown = set(found.classes) - set(trained.classes)
+    if unknown:
+        raise settings.InputError(f"{trained.source} does not know {', '.join(sorted(unknown))}, which {root} holds; "
+                                  f"it knows {', '.join(trained.classes)}")  # fmt: skip
+    numbers = torch.tensor([trained.classes.index(name) for name in found.classes])
+    return replace(found, labels=numbers[found.labels], classes=trained.classes)
+
+
+def judge(trained: Trained, root: Path | None, dataset: str | None, split: str) -> tuple[data.Labelled, torch.Tensor]:
+    """The plots of a split and their probabilities (N,classes), by networks that have not learnt from them."""
+    config, found = trained.config, plots_of(trained, root, dataset, split)
+    if split != "val" or not config.cross_validate:
+        return found, trained.model.probabilities(found.items)
+    if len(trained.model.members) != config.folds:
+        raise settings.InputError(f"{trained.source} has learnt from all training plots: evaluate --split test, or "
+                                  "--split val with the networks of the folds, ..._folds.pth")  # fmt: skip
+    fold = data.folds(found.labels, config.folds, config.seed)
+    return found, evaluation.held_out_probabilities(trained.model, found, fold)
+
+
+def evaluate(config: Config, model: Classifier, root: Path | None = None, *, classes: Sequence[str] = CLASSES,
+             dataset: str | None = None, split: str = "test") -> dict:  # fmt: skip
+    """Metrics of a model on a split of its own data set, or of another folder of class folders of plots."""
+    return measure(Trained(config, model, tuple(classes), {}, weights_path(config)), root, dataset, split)[0]
+
+
+def measure(trained: Trained, root: Path | None, dataset: str | None, split: str) -> tuple[dict, dict, str]:
+    """(metrics, data description, protocol) of an evaluation's record."""
+    name = dataset or trained.config.dataset
+    root = root or default_root(name)
+    found, probabilities = judge(trained, root, dataset, split)
+    metrics = evaluation.measure(probabilities, found.labels, trained.classes)
+    if known := found.known or data.metadata(root, found.names, split):
+        metrics |= evaluation.measure_known(trained.model.members[0], probabilities, found, known)
+    metrics["temperature"] = float(trained.model.temperature)
+    described = {"dataset": name, "split": split}
+    if name != GENERATED:
+        part = split if split != "val" or data.has_split(root, "val") else "train"
+        described |= results.fingerprint(data.plot_files(root, part), root)
+    return metrics, described, evaluation.PROTOCOL
+
+
+def predict(trained: Trained, files: Sequence[Path], out: Path) -> list[dict]:
+    """The probabilities of every class for plots or CSV files; each one's activation map is drawn below ``out``."""
+    if len({file.stem for file in files}) < len(files):
+        raise settings.InputError("two of the files have the same name, and so would their pictures: rename one")
+    of_plot, of_series = view_of(trained.config)
+    items = torch.stack([
+        torch.as_tensor(of_series(data.read_csv(file)) if file.suffix.lower() == ".csv"
+                        else of_plot(read_image(file), str(file)))
+        for file in files
+    ])  # fmt: skip
+    found = trained.model.probabilities(items)
+    figures.write_predictions(trained, files, items, found, out)
+    return [{"filename": str(file), "class": trained.classes[int(row.argmax())],
+             "probabilities": dict(zip(trained.classes, row.tolist(), strict=True))}
+            for file, row in zip(files, found, strict=True)]  # fmt: skip
+
+
+def draw(trained: Trained, root: Path | None, dataset: str | None) -> list[Path]:
+    """The PNGs under assets/figures/series for a trained model on the split val."""
+    plots.style()
+    found, probabilities = judge(trained, root, dataset, "val")
+    metrics = evaluation.measure(probabilities, found.labels, trained.classes)
+    return figures.draw_all(trained, dataset or trained.config.dataset, found, metrics, probabilities)

@@ -1,0 +1,241 @@
+"""Classify a series from its numbers, without a plot: what a practitioner would do, and the ceiling for the plots.
+
+Two kinds of features, each with a classifier of scikit-learn: random convolution kernels (ROCKET: Dempster, Petitjean
+and Webb, arXiv:1910.13051) with logistic regression, which its authors advise from ten thousand series on, and summary
+features with gradient boosted trees. All features need 50 samples or more, and no series is cut or resampled.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from itertools import combinations
+from multiprocessing import get_context
+from multiprocessing.pool import ThreadPool
+from time import perf_counter
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.signal import lfilter
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import confusion_matrix, f1_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
+
+from src import settings
+from src.series.generate import CLASSES, generate
+
+KINDS = ("kernels", "summary")
+BANDS = {"50-99": (50, 99), "300-499": (300, 499), "1000-2000": (1000, 2000), "2001-": (2001, np.inf)}
+SHORTEST = 50  # samples
+DILATIONS, KERNELS = 8, 64  # of the kernels, and kernels of each
+BINS = 50  # means of a series that curves are fitted to
+LAGS = (1, 2, 3, 4, 5, 8, 12, 20, 30)
+
+
+def _z(x: np.ndarray) -> np.ndarray:
+    return (x - x.mean()) / (x.std() + 1e-12)
+
+
+def _size(values: np.ndarray) -> list[float]:
+    """Length and scale: not every class of series is normalised."""
+    return [np.log(len(values)), np.log(values.std()), values.mean(), values.min(), values.max()]
+
+
+# ---------------------------------------------------------------------------------------- random kernels
+@cache
+def _kernels(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    weights = rng.standard_normal((2 * DILATIONS, KERNELS, 1, 9))
+    weights -= weights.mean(3, keepdims=True)
+    return torch.from_numpy(weights).float(), torch.from_numpy(rng.uniform(-1, 1, (2 * DILATIONS, KERNELS))).float()
+
+
+def random_kernels(values: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Features float32 (2053,) of a series (n,): two of each of 1024 random kernels, and its length and scale.
+
+    Half of the kernels see the standardised series, half its differences (as in MultiRocket, arXiv:2102.00457). They
+    have nine weights N(0,1), less their mean, and a bias U(-1,1). The two are the share of positive outputs and the
+    logarithm of the largest. Dilations are powers of (n-1)/8, from 1 to where a kernel spans the series, so that the
+    features of series of different lengths compare.
+    """
+    weights, biases = _kernels(seed)
+    found = []
+    for half, x in enumerate((_z(values), _z(np.diff(values)))):
+        x = torch.from_numpy(x[None]).float()
+        for i, exponent in enumerate(np.linspace(0, 1, DILATIONS), half * DILATIONS):
+            d = int(((x.shape[1] - 1) / 8) ** exponent + 1e-9)
+            response = torch.conv1d(x, weights[i], biases[i], padding=4 * d, dilation=d)
+            found += [(response > 0).float().mean(1), response.amax(1).clamp(min=0).log1p()]
+    return np.concatenate([*found, np.float32(_size(values))])
+
+
+# -------------------------------------------------------------------------------------- summary features
+@cache
+def _families() -> dict[str, np.ndarray]:
+    """Family of curves on the bins -> orthonormal vectors (K,p,50) that span each of its K curves, but a constant."""
+    u = np.linspace(-1, 1, BINS)
+    steps, bends = np.float64(u >= u[:, None]), np.maximum(u - u[:, None], 0)  # (50,50): that begin at each of the bins
+    families = {
+        "line": [[u]],
+        "cubic": [[u, u**2, u**3]],
+        "exponential": [[np.exp(rate * u)] for rate in (-3, -2.5, -2, -1.5, 1.5, 2, 2.5, 3)],
+        "bend": [[u, bend] for bend in bends[3:47]],
+        "two_bends": [[u, *pair] for pair in combinations(bends[3:47:2], 2)],
+        "three_bends": [[u, *three] for three in combinations(bends[4:47:4], 3)],
+        "step": [[step] for step in steps[1:]],
+        "bump": [[steps[at] - steps[at + width]] for width in (2, 3, 4, 5) for at in range(1, BINS - width)],
+        "two_steps": list(combinations(steps[1:], 2)),
+        "three_steps": list(combinations(steps[2::3], 3)),
+    }
+    columns = {name: np.array([[u**0, *curve] for curve in family]) for name, family in families.items()}
+    return {name: np.linalg.qr(c.swapaxes(1, 2))[0].swapaxes(1, 2)[:, 1:] for name, c in columns.items()}
+
+
+def _fits(x: np.ndarray) -> np.ndarray:
+    """R2 of the best curve of each family, its gain over the family before, and the spread of the bins: (20,)."""
+    edges = np.linspace(0, len(x), BINS + 1).astype(int)
+    bins = np.add.reduceat(x, edges[:-1]) / np.diff(edges)
+    bins -= bins.mean()
+    energy = bins @ bins + 1e-12
+    r2 = [((vectors @ bins) ** 2).sum(1).max() / energy for vectors in _families().values()]
+    return np.concatenate([r2, np.diff(r2), [np.log(energy * len(x))]])
+
+
+def _whitened(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What an AR model of up to ten lags leaves of z (n,), standardised, 0 at the first few; and its coefficients."""
+    order = min(10, len(z) // 10)
+    windows = sliding_window_view(z, order + 1)
+    gram = windows.T @ windows
+    phi = np.linalg.solve(gram[:-1, :-1] + 1e-6 * len(z) * np.eye(order), gram[:-1, -1])
+    return np.concatenate([np.zeros(order), _z(windows[:, -1] - windows[:, :-1] @ phi)]), phi[::-1]
+
+
+def _outliers(x: np.ndarray) -> list[float]:
+    """Moments, quantiles, ends, the largest swings with the gaps between them, and where the largest is: (26,)."""
+    x = _z(x)
+    top = np.sort(np.partition(abs(x), -6)[-6:])[::-1]
+    quantiles = np.quantile(x, (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99))
+    beyond = top[0] - np.sqrt(2 * np.log(len(x)))  # what the largest of n Gaussian numbers comes to
+    return [(x**3).mean(), np.log((x**4).mean()), *quantiles, x.min(), x.max(), *top, *(top[:-1] / top[1:]),
+            beyond, abs(x).argmax() / len(x), (abs(x) > 3).mean(), (abs(x) > 4).sum()]  # fmt: skip
+
+
+def _correlations(x: np.ndarray) -> list[float]:
+    x = _z(x)
+    return [x[lag:] @ x[:-lag] / len(x) for lag in LAGS]
+
+
+def _rolling(x: np.ndarray) -> list[float]:
+    """Smallest and largest of the rolling mean of x, and where, over 3, 7 and 15 % of its length: (12,)."""
+    total, found = np.append(0, np.cumsum(x)), []
+    for width in (max(3, int(share * len(x))) for share in (0.03, 0.07, 0.15)):
+        means = (total[width:] - total[:-width]) / width
+        found += [means.min(), means.max(), means.argmin() / len(x), means.argmax() / len(x)]
+    return found
+
+
+def summary_features(values: np.ndarray) -> np.ndarray:
+    """Features float32 (212,) of a series (n,): of itself, and of what an autoregression leaves of it.
+
+    Length and scale; outliers of the series, of the residual, and of the statistic of one additive outlier (Chang, Tiao
+    and Chen, 1988); autocorrelations of the series, its differences and the residual's size (volatility); the
+    spread of differences by lag (unit roots); extremes of rolling means and variances; and how well trends, bends,
+    steps and bumps fit the series, the residual (level) and its size (variance).
+    """
+    z = _z(values)
+    e, phi = _whitened(z)
+    lone = lfilter(np.append(1, -phi), 1, e[::-1])
+    spreads = np.log([np.var(z[lag:] - z[:-lag]) / lag + 1e-12 for lag in (1, 2, 4, 8, 16, 32)])
+    parts = [_size(values), [phi.sum(), spreads[0]], np.diff(spreads)]
+    parts += [_outliers(x) for x in (z, e, lone)] + [_correlations(x) for x in (z, np.diff(z), abs(e))]
+    parts += [_rolling(x) for x in (z, e, e**2)] + [_fits(x) for x in (z, e, abs(e))]
+    return np.float32(np.concatenate(parts))
+
+
+# ------------------------------------------------------------------------------------------- classifiers
+def _each(function: Callable, items: Sequence, what: str) -> list:
+    """The function of every item, in two processes; in this one where there are too few to be worth starting them."""
+    few = len(items) < 1000
+    make_pool = ThreadPool if few else get_context("spawn").Pool
+    with make_pool(1 if few else 2, torch.set_num_threads, (1,)) as pool:
+        return list(tqdm(pool.imap(function, items, 32), what, len(items), leave=False, disable=None))
+
+
+class FromNumbers:
+    """A classifier of series (n,) of any lengths from 50; ``kind``: one of KINDS."""
+
+    def __init__(self, kind: str, seed: int = settings.SEED) -> None:
+        if kind == "kernels":
+            self.transform = partial(random_kernels, seed=seed)
+            self.classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
+        elif kind == "summary":
+            self.transform = summary_features
+            self.classifier = HistGradientBoostingClassifier(max_iter=400, early_stopping=True, random_state=seed)
+        else:
+            raise settings.InputError(f"kind={kind!r}: expected one of {', '.join(KINDS)}")
+
+    def features(self, series: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 (N,F). Raises InputError for a series of less than 50 samples; all are finite and not constant."""
+        short = [i for i, x in enumerate(series) if len(x) < SHORTEST]
+        if short:
+            raise settings.InputError(
+                f"series {short[0]} is too short: leave out what has less than {SHORTEST} samples"
+            )
+        return np.stack(_each(self.transform, series, "features"))
+
+    def fit(self, series: Sequence[np.ndarray], labels: np.ndarray) -> Self:
+        """Train on N series with labels int (N,), indices into CLASSES, of which some may be missing."""
+        self.classifier.fit(self.features(series), labels)
+        return self
+
+    def probabilities(self, series: Sequence[np.ndarray]) -> np.ndarray:
+        """float64 (N,9); 0 for classes that it was not trained on."""
+        found = np.zeros((len(series), len(CLASSES)))
+        found[:, self.classifier.classes_] = self.classifier.predict_proba(self.features(series))
+        return found
+
+
+# ----------------------------------------------------------------------------------------------- ceiling
+def by_length(correct: np.ndarray, lengths: np.ndarray) -> dict[str, float]:
+    """Share of bool (N,) in each band of lengths (N,) that has any; lengths between the bands count nowhere."""
+    inside = {name: (low <= lengths) & (lengths <= high) for name, (low, high) in BANDS.items()}
+    return {name: float(correct[chosen].mean()) for name, chosen in inside.items() if chosen.any()}
+
+
+def measure(probabilities: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
+    """Accuracy, macro F1, recall by class, accuracy by length, and counts (rows: truth) of (N,9) against (N,)."""
+    guess = probabilities.argmax(1)
+    counts = confusion_matrix(labels, guess, labels=range(len(CLASSES)))
+    recall = (counts.diagonal() / counts.sum(1)).tolist()
+    return {"accuracy": float((guess == labels).mean()), "macro_f1": float(f1_score(labels, guess, average="macro")),
+            "per_class": dict(zip(CLASSES, recall, strict=True)), "confusion": counts.tolist(),
+            "by_length": by_length(guess == labels, lengths)}  # fmt: skip
+
+
+def _values(task: tuple[str, int, str, int]) -> np.ndarray:
+    return np.float32(generate(*task).values)
+
+
+def ceiling(train_per_class: int = 6000, test_per_class: int = 500, seed: int = settings.SEED) -> dict[str, Any]:
+    """How well series can be told before a plot loses anything: kind -> what `measure` says, and seconds.
+
+    Both kinds, and the mean of their probabilities ("average"), see the first series of the splits train and test.
+    """
+    drawn, labels = {}, {}
+    for split, count in (("train", train_per_class), ("test", test_per_class)):
+        tasks = [(label, number, split, seed) for label in CLASSES for number in range(count)]
+        drawn[split], labels[split] = _each(_values, tasks, f"drawing {split}"), np.arange(len(tasks)) // count
+    lengths = np.array([len(x) for x in drawn["test"]])
+    result, total = {"train": len(drawn["train"]), "test": len(drawn["test"])}, 0
+    for kind in KINDS:
+        started = perf_counter()
+        model = FromNumbers(kind, seed).fit(drawn["train"], labels["train"])
+        fitted = perf_counter()
+        found = model.probabilities(drawn["test"])
+        seconds = {"fit": fitted - started, "predict": perf_counter() - fitted}
+        result[kind] = measure(found, labels["test"], lengths) | {"seconds": seconds}
+        total = total + found
+    return result | {"average": measure(total, labels["test"], lengths)}

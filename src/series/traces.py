@@ -1,0 +1,76 @@
+"""Traces: a plot of a function without loss in one dimension, the interval that its line covers in each column.
+
+A trace has 1 where the line is highest and 0 where it is lowest, whatever the axes; it begins and ends with the line.
+"""
+
+import numpy as np
+
+from src.images import DataError
+from src.series.raster import stroke
+from src.series.render import BLUE
+
+__all__ = ["WIDTH", "line_alone", "of_plot", "of_series"]
+
+WIDTH = 640  # columns; the line of a plot is about 654 pixels wide
+SPAN, RISE = 652, 476  # pixels between the first and last, lowest and highest sample of a plot
+# How far the edge of a pixel's ink lies from the second towards the outermost of its three slices: with 0.4, mean
+# thickness is that of matplotlib's pixels to 2 %, for smooth and dense lines alike
+RAGGED = 0.4
+COVERED = 0.416  # least share of a pixel under the line that counts as ink
+FEWEST = 50  # columns of a plot that hold a line
+
+
+def _cover(image: np.ndarray, place: str) -> np.ndarray:
+    """How much of each pixel the line covers: float32 (H,W) in 0..1, of a plot uint8 (H,W,3).
+
+    The line is the only colour, above and right of the axes: the darkest column at the left and row in the lower half.
+    Raises DataError naming the place where too little of it is found.
+    """
+    (h, w), dark = image.shape[:2], image.max(2) < 90
+    left, bottom = dark[:, : w // 3 + 1].sum(0).argmax(), h // 2 + dark[h // 2 :].sum(1).argmax()
+    cover = ((image[..., 2] - image[..., 0].astype(np.float32)) / (BLUE[2] - BLUE[0])).clip(0, 1)
+    cover[bottom:] = cover[:, : left + 1] = 0
+    if (cover > COVERED).any(0).sum() < FEWEST:
+        raise DataError(f"{place} has no blue line (#1f77b4) on light ground above and right of dark axes: draw it as "
+                        "the plots of this data set are, or give the numbers themselves as CSV")  # fmt: skip
+    return cover
+
+
+def line_alone(image: np.ndarray, place: str) -> np.ndarray:
+    """A plot uint8 (H,W,3) without axes, grid and labels. Raises DataError naming the place where it has no line."""
+    return np.uint8(255.5 - _cover(image, place)[..., None] * (255 - np.array(BLUE)))
+
+
+def _columns(count: int) -> np.ndarray:
+    """Which of ``count`` columns lies at the middle of each column of a trace: int64 (WIDTH,)."""
+    return ((np.arange(WIDTH) + 0.5) * count / WIDTH).astype(int)
+
+
+def _scaled(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
+    """Edges (WIDTH,) in the unit and direction of y -> float16 (2,WIDTH) from 0 to 1."""
+    lowest = lower.min()
+    return np.float16((np.stack([upper, lower]) - lowest) / (upper.max() - lowest))
+
+
+def of_plot(image: np.ndarray, place: str) -> np.ndarray:
+    """The trace float16 (2,WIDTH) of a plot uint8 (H,W,3): upper and lower edge of the line, from left to right.
+
+    Columns without ink, as in a dashed line, are interpolated. Raises DataError naming the place where there is no
+    line of the plots' blue between axes.
+    """
+    ink = _cover(image, place) > COVERED
+    columns = np.flatnonzero(ink.any(0))
+    edges = len(ink) - ink[:, columns].argmax(0), ink[::-1, columns].argmax(0)
+    column = columns[0] + _columns(columns[-1] - columns[0] + 1)
+    return _scaled(*(np.interp(column, columns, edge) for edge in edges))
+
+
+def of_series(values: np.ndarray) -> np.ndarray:
+    """The trace float16 (2,WIDTH) that `of_plot` finds in the plot of a series (n,), straight from the numbers."""
+    y = (values - values.min()) * (RISE / (values.max() - values.min()))
+    _, upper, lower = stroke(np.linspace(1, 1 + SPAN, len(values)), y)
+    middle = _columns(len(upper)).clip(1, len(upper) - 2)
+    around = np.stack([middle - 1, middle, middle + 1])  # nearly a pixel
+    lowest, lower, _ = np.sort(lower[around], 0)
+    _, upper, uppermost = np.sort(upper[around], 0)
+    return _scaled(np.rint(upper + RAGGED * (uppermost - upper)), np.rint(lower + RAGGED * (lowest - lower)))

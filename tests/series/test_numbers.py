@@ -1,0 +1,110 @@
+"""Series from their numbers: what the features measure, what the classifiers learn, and how the ceiling is told."""
+
+import json
+
+import numpy as np
+import pytest
+
+from src import settings
+from src.series import numbers
+from src.series.generate import CLASSES
+from src.series.numbers import FromNumbers, by_length, ceiling, random_kernels, summary_features
+
+EASY = ("deterministic_trend", "stochastic_trend", "volatility")  # told apart by forty examples each
+
+
+def noise(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(n)
+
+
+def drawn(plenty, classes, start: int, stop: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Values and labels of some series of each class."""
+    found = [(s.values, CLASSES.index(label)) for label in classes for s in plenty[label][start:stop]]
+    return [values for values, _ in found], np.array([label for _, label in found])
+
+
+@pytest.mark.parametrize("features", [random_kernels, summary_features])
+@pytest.mark.parametrize("n", [50, 97, 1000, 10_000])
+def test_features_have_one_size_for_all_lengths(features, n):
+    found = features(noise(n))
+    assert found.dtype == np.float32 and found.shape == features(noise(300)).shape
+    assert np.isfinite(found).all() and np.array_equal(found, features(noise(n)))
+    assert not np.array_equal(found, features(noise(n, seed=1)))
+
+
+def test_a_kernel_is_a_dilated_convolution_pooled_twice():
+    x, last = noise(200), numbers.DILATIONS - 1
+    weights, biases = (part.numpy().astype(float) for part in numbers._kernels(0))
+    z, d = (x - x.mean()) / x.std(), 199 // 8
+    padded = np.pad(z, 4 * d)
+    response = sum(weights[last, 5, 0, k] * padded[k * d : k * d + 200] for k in range(9)) + biases[last, 5]
+    found = random_kernels(x)
+    start = last * 2 * numbers.KERNELS
+    assert found[start + 5] == pytest.approx((response > 0).mean(), abs=0.006)
+    assert found[start + numbers.KERNELS + 5] == pytest.approx(np.log1p(max(response.max(), 0)), abs=1e-4)
+
+
+def test_kernels_depend_on_the_seed_and_on_scale_only_in_the_last_five():
+    x = noise(300)
+    y = 30 * x + 7
+    np.testing.assert_allclose(random_kernels(x)[:-5], random_kernels(y)[:-5], atol=0.01)
+    size = [np.log(300), np.log(y.std()), y.mean(), y.min(), y.max()]
+    np.testing.assert_allclose(random_kernels(y)[-5:], size, rtol=1e-5)
+    assert abs(random_kernels(x)[:-5] - random_kernels(x, seed=1)[:-5]).mean() > 0.05
+
+
+def test_whitening_finds_the_autoregression():
+    e, x = noise(20_000), np.zeros(20_000)
+    for t in range(2, len(x)):
+        x[t] = 0.5 * x[t - 1] - 0.3 * x[t - 2] + e[t]
+    found, phi = numbers._whitened(x)
+    np.testing.assert_allclose(phi, [0.5, -0.3] + [0] * 8, atol=0.03)
+    assert np.corrcoef(found[20:], e[20:])[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("n", [57, 400])
+def test_every_family_fits_its_own_curve_alone(n):
+    u = np.linspace(-1, 1, n)
+    curves = {"line": u, "bend": abs(u - 0.2), "step": np.where(u > 0.3, 1.0, 0.0),
+              "bump": np.where(abs(u - 0.3) < 0.07, 1.0, 0.0)}  # fmt: skip
+    names = list(numbers._families())
+    found = {name: dict(zip(names, numbers._fits(curve)[: len(names)], strict=True)) for name, curve in curves.items()}
+    assert all(0.8 < found[name][name] <= 1 + 1e-9 for name in curves)
+    assert found["bend"]["line"] < 0.5 and found["step"]["bump"] < 0.5 and found["bump"]["step"] < 0.5
+
+
+def test_kernels_and_summary_learn(plenty):
+    (series, labels), (unseen, truth) = drawn(plenty, EASY, 0, 60), drawn(plenty, EASY, 60, 120)
+    for kind in numbers.KINDS:
+        found = FromNumbers(kind).fit(series, labels).probabilities(unseen)
+        assert found.shape == (len(unseen), 9)
+        np.testing.assert_allclose(found.sum(1), 1)
+        assert set(np.flatnonzero(found.any(0))) == set(labels)
+        assert (found.argmax(1) == truth).mean() > 0.85, kind
+
+
+def test_short_series_and_unknown_kinds_are_named():
+    with pytest.raises(settings.InputError, match="series 1 .* 50 samples"):
+        FromNumbers("summary").features([noise(50), noise(49)])
+    with pytest.raises(settings.InputError, match="'plots'.*kernels, summary"):
+        FromNumbers("plots")
+
+
+def test_accuracy_by_length():
+    lengths = np.array([50, 99, 300, 200, 2000, 2001, 10_000])
+    correct = np.array([True, False, True, False, True, False, False])
+    assert by_length(correct, lengths) == {"50-99": 0.5, "300-499": 1.0, "1000-2000": 1.0, "2001-": 0.0}
+    assert by_length(correct[:1], lengths[:1]) == {"50-99": 1.0}
+
+
+def test_the_ceiling_is_a_repeatable_record_of_unseen_series():
+    first, second = ceiling(12, 10, seed=5), ceiling(12, 10, seed=5)
+    assert (first["train"], first["test"]) == (108, 90)
+    for kind in (*numbers.KINDS, "average"):
+        found, again = ({k: v for k, v in r[kind].items() if k != "seconds"} for r in (first, second))
+        assert json.loads(json.dumps(found)) == again
+        counts = np.array(found["confusion"])
+        assert (counts.sum(1) == 10).all() and found["accuracy"] == counts.trace() / 90
+        assert found["per_class"] == dict(zip(CLASSES, counts.diagonal() / 10, strict=True))
+        assert 0.25 < found["accuracy"] < 0.95 and set(found["by_length"]) <= set(numbers.BANDS)
+    assert min(first["kernels"]["seconds"].values()) > 0

@@ -1,0 +1,95 @@
+"""Plots as specified, whatever was drawn before, and a writer that deletes nothing but its own."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from src import plots, settings
+from src.series import generate, render
+from tests.series.conftest import pixels
+
+COUNTS = {"train": 1, "val": 0, "test": 1}
+
+
+def digests(root: Path) -> dict:
+    """Relative name of every file below root -> SHA-256."""
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+# ---------------------------------------------------------------------------------------------- matplotlib
+def test_the_reused_figure_draws_what_a_fresh_one_does(tmp_path, one_each):
+    render.draw(one_each[1].values, tmp_path / "other.png")
+    render.draw(one_each[0].values, tmp_path / "reused.png")
+    with plt.style.context("default"):
+        figure, axes = plt.subplots(figsize=(8, 6), dpi=100)
+        axes.plot(one_each[0].values, color="#1f77b4", linewidth=1.5)
+        axes.set_xlabel("Time", fontsize=12)
+        axes.set_ylabel("Value", fontsize=12)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.tight_layout()
+        figure.savefig(tmp_path / "fresh.png", dpi=100, bbox_inches="tight")
+        plt.close(figure)
+    np.testing.assert_array_equal(pixels(tmp_path / "reused.png"), pixels(tmp_path / "fresh.png"))
+
+
+def test_the_style_of_other_figures_does_not_matter(tmp_path, one_each):
+    render.draw(one_each[0].values, tmp_path / "a.png")
+    with plt.rc_context():
+        plots.style()
+        render.draw(one_each[0].values, tmp_path / "b.png")
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
+
+
+# ------------------------------------------------------------------------------------------------- writer
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A data set of eighteen series, seed 7."""
+    root = tmp_path_factory.mktemp("series") / "mini"
+    render.write_dataset(root, seed=7, counts=COUNTS, workers=1)
+    return root
+
+
+def test_layout(root):
+    stems = [f"{split}/{label}/000" for split in ("train", "test") for label in generate.CLASSES]
+    files = {f"{stem}.{kind}" for stem in stems for kind in ("png", "csv")}
+    assert set(digests(root)) == files | {".version", "metadata.json"}
+    assert set(json.loads((root / "metadata.json").read_text())["series"]) == set(stems)
+    assert not root.with_name("mini.partial").exists()
+    for path in root.rglob("*.png"):
+        height, width = pixels(path).shape[:2]
+        assert abs(width - 790) <= 3 and abs(height - 590) <= 3
+
+
+def test_worker_processes_write_the_same(root, tmp_path):
+    render.write_dataset(tmp_path / "mini", seed=7, counts=COUNTS, workers=2)
+    assert digests(tmp_path / "mini") == digests(root)
+
+
+def test_a_whole_data_set_is_kept_and_another_rebuilt(tmp_path, monkeypatch):
+    root, nothing = tmp_path / "mini", {"train": 0, "val": 0, "test": 0}
+    render.write_dataset(root, seed=1, counts=nothing, workers=1)
+    (root / "stale.png").touch()
+    render.write_dataset(root, seed=1, counts=nothing, workers=1)
+    assert (root / "stale.png").exists()
+    render.write_dataset(root, seed=2, counts=nothing, workers=1)
+    assert not (root / "stale.png").exists()
+    (root / "stale.png").touch()
+    monkeypatch.setattr(render, "VERSION", render.VERSION + 1)
+    render.write_dataset(root, seed=2, counts=nothing, workers=1)
+    assert not (root / "stale.png").exists()
+
+
+@pytest.mark.parametrize("name", ["mini", "mini.partial"])
+def test_folders_of_others_are_never_deleted(tmp_path, name):
+    theirs = tmp_path / name / "thesis.txt"
+    theirs.parent.mkdir()
+    theirs.write_text("mine")
+    with pytest.raises(settings.InputError, match=f"{name} holds other files"):
+        render.write_dataset(tmp_path / "mini", counts=COUNTS, workers=1)
+    assert theirs.read_text() == "mine"
