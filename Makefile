@@ -29,6 +29,7 @@ data: $(STAMP)
 	$(BIN)/python -m src road data
 	$(BIN)/python -m src defects data
 	$(BIN)/python -m src sets data
+	$(BIN)/python -m src series data
 
 $(STAMP): requirements.txt
 	$(PYTHON) -m venv $(VENV)

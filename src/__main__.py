@@ -28,6 +28,8 @@ EXAMPLES = """examples:
   python -m src sets train --profile real --root DIR --weights mobilenet_v2_imagenet.pth
   python -m src sets evaluate --dataset folder --root DIR --split test --weights assets/weights/sets/cifar100.pth
   python -m src sets predict 0.png 1.png 2.png 3.png 4.png 5.png 6.png 7.png 8.png 9.png
+  python -m src series evaluate --dataset plots --root DIR --split test --weights assets/weights/series/plots.pth
+  python -m src series predict plot.png numbers.csv --weights assets/weights/series/plots.pth --out build/series
   torchrun --nproc-per-node 4 -m src road train --profile full --root DIR
   python -m src road train epochs=5 lr=1e-3          any setting of the room's Config as key=value
 """

@@ -54,18 +54,20 @@ class Config(training.FitConfig):
         super().__post_init__()
         wrong = {
             "flips": set(self.flips) - FLIPS.keys(),
-            "dropout": len(self.dropout) != 3,
+            "dropout": len(self.dropout) != 3 or not all(0 <= share < 1 for share in self.dropout),
             "size": len(self.size) != 2 or min(self.size) < 32,
             "folds": self.folds < 2,
-            "generated": self.generated < 0,
-            "cutout": not 0 <= self.cutout < 1,
+            "classes": self.classes and len({c for c in self.classes if isinstance(c, str)}) < max(2, len(self.classes)),
+            **{name: not 0 <= getattr(self, name) < 1 for name in ("cutout", "color_jitter", "label_smoothing")},
+            **{name: getattr(self, name) < 0 for name in ("generated", "mixup", "noise", "rotation", "look_weight")},
             "patience": self.cross_validate and (self.patience or self.schedule == "plateau"),
         }
         for name in (name for name, is_wrong in wrong.items() if is_wrong):
             raise settings.InputError(
                 f"{name}={getattr(self, name)!r}: expected flips among {', '.join(FLIPS)}; three shares of dropout; "
-                "height and width of 32 pixels or more; two folds or more; a cutout below 1; and with cross_validate, "
-                "where no plot is left to choose an epoch by, neither patience nor schedule=plateau"
+                "height and width of 32 pixels or more; two folds or more; two classes or more by name, none twice; "
+                "nothing negative, and shares below 1; and with cross_validate, where no plot is left to choose an "
+                "epoch by, neither patience nor schedule=plateau"
             )
 
     @classmethod
@@ -115,7 +117,8 @@ def make_data(config: Config, root: Path | None = None) -> None:
     root = root or default_root(config.dataset)
     if config.dataset == "mini":
         render.write_dataset(root)
-    found = {split: data.counts(root, split) for split in ("train", "val", "test") if data.has_split(root, split)}
+    splits = ["train", *(split for split in ("val", "test") if data.has_split(root, split))]
+    found = {split: data.counts(root, split) for split in splits}
     results.write({"distribution": found}, results.record_path("series", f"{config.dataset}_distribution"))
 
 
@@ -133,9 +136,7 @@ def datasets(config: Config, root: Path | None = None) -> dict[str, data.Labelle
     root = root or default_root(config.dataset)
     found = {split: read(config, root, split) for split in ("train", "val", "test") if has_split(config, root, split)}
     if "train" not in found:
-        raise data.DataError(
-            f"{root} holds no train/<class> folders of plots (the mini set: python -m src series data)"
-        )
+        raise data.DataError(f"{root} has no train/<class> folders of plots (the mini set: python -m src series data)")
     if "val" not in found:
         fold = data.folds(found["train"].labels, config.folds, config.seed)
         found |= {"train": found["train"].subset((fold > 0).nonzero()[:, 0]),
@@ -148,11 +149,19 @@ def has_split(config: Config, root: Path, split: str) -> bool:
 
 
 def read(config: Config, root: Path, split: str) -> data.Labelled:
-    """The plots of a split on disk, or (data set ``generated``) as many drawn for it alone."""
-    of_plot, of_series = view_of(config)
+    """The plots of a split on disk, or (data set ``generated``) as many drawn for it alone.
+
+    Labelled by the config's classes, of which a folder may lack some but (unless they are chosen) bring no other.
+    """
+    (of_plot, of_series), classes = view_of(config), config.classes or CLASSES
     if config.dataset == GENERATED:
-        return data.pool(of_series, DRAWN, config.classes or CLASSES, seed=config.seed, split=split)
-    return data.read_plots(root, split, of_plot, config.classes)
+        return data.pool(of_series, DRAWN, classes, seed=config.seed, split=split)
+    found = data.read_plots(root, split, of_plot, config.classes)
+    if unknown := set(found.classes) - set(classes):
+        raise settings.InputError(f"{root} holds classes that are not known: {', '.join(sorted(unknown))}; known are "
+                                  f"{', '.join(classes)}; to train on others, name them: classes=...")  # fmt: skip
+    numbers = torch.tensor([classes.index(name) for name in found.classes])
+    return replace(found, labels=numbers[found.labels], classes=classes)
 
 
 def build_model(config: Config, members: int = 1) -> Classifier:
@@ -285,8 +294,8 @@ def starting_net(config: Config, weights: Path | None) -> Callable[[], nn.Module
     def start() -> nn.Module:
         net = build_model(config).members[0]
         last = f"head.{len(net.head) - 1}."
-        kept = state if other.classes == (config.classes or CLASSES) else {
-            name: own if name.startswith(last) else state[name] for name, own in net.state_dict().items()}  # fmt: skip
+        kept = state if other.classes == (config.classes or CLASSES) else state | {
+            name: own for name, own in net.state_dict().items() if name.startswith(last)}  # fmt: skip
         checkpoints.load_weights(net, kept, weights)
         return net
 
@@ -337,30 +346,23 @@ def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> T
 
 
 # -------------------------------------------------------------------------------------- evaluation
-def plots_of(trained: Trained, root: Path | None, dataset: str | None, split: str) -> data.Labelled:
-    """The plots of a split, labelled by the model's classes, of which a folder may lack some but bring no other.
+def is_carved(config: Config, root: Path, split: str) -> bool:
+    """Whether the split is held-out plots of train: val where there is none of its own."""
+    has_train = config.cross_validate or has_split(config, root, "train")
+    return split == "val" and has_train and not has_split(config, root, "val")
+
+
+def judge(trained: Trained, root: Path, dataset: str, split: str) -> tuple[data.Labelled, torch.Tensor]:
+    """The plots of a split and their probabilities (N,classes), for val by networks that have not learnt from them.
 
     Where the folder holds class folders directly, every plot belongs to the split named. Split val of a data set
     that was cross-validated is all of train.
     """
-    config = replace(trained.config, dataset=dataset or trained.config.dataset)
-    root = root or default_root(config.dataset)
-    if split == "val" and not has_split(config, root, "val"):
-        found = read(config, root, "train") if config.cross_validate else datasets(config, root)["val"]
-    else:
-        found = read(config, root, split)
-    unknown = set(found.classes) - set(trained.classes)
-    if unknown:
-        raise settings.InputError(f"{trained.source} does not know {', '.join(sorted(unknown))}, which {root} holds; "
-                                  f"it knows {', '.join(trained.classes)}")  # fmt: skip
-    numbers = torch.tensor([trained.classes.index(name) for name in found.classes])
-    return replace(found, labels=numbers[found.labels], classes=trained.classes)
-
-
-def judge(trained: Trained, root: Path | None, dataset: str | None, split: str) -> tuple[data.Labelled, torch.Tensor]:
-    """The plots of a split and their probabilities (N,classes), by networks that have not learnt from them."""
-    config, found = trained.config, plots_of(trained, root, dataset, split)
-    if split != "val" or not config.cross_validate:
+    config = replace(trained.config, dataset=dataset)
+    carved = is_carved(config, root, split)
+    found = datasets(config, root)["val"] if carved and not config.cross_validate else read(
+        config, root, "train" if carved else split)  # fmt: skip
+    if not (carved and config.cross_validate):
         return found, trained.model.probabilities(found.items)
     if len(trained.model.members) != config.folds:
         raise settings.InputError(f"{trained.source} has learnt from all training plots: evaluate --split test, or "
@@ -369,25 +371,25 @@ def judge(trained: Trained, root: Path | None, dataset: str | None, split: str) 
     return found, evaluation.held_out_probabilities(trained.model, found, fold)
 
 
-def evaluate(config: Config, model: Classifier, root: Path | None = None, *, classes: Sequence[str] = CLASSES,
-             dataset: str | None = None, split: str = "test") -> dict:  # fmt: skip
+def evaluate(config: Config, model: Classifier, root: Path | None = None, *, dataset: str | None = None,
+             split: str = "test") -> dict:  # fmt: skip
     """Metrics of a model on a split of its own data set, or of another folder of class folders of plots."""
-    return measure(Trained(config, model, tuple(classes), {}, weights_path(config)), root, dataset, split)[0]
+    return measure(Trained(config, model, config.classes or CLASSES, {}, weights_path(config)), root, dataset, split)[0]
 
 
 def measure(trained: Trained, root: Path | None, dataset: str | None, split: str) -> tuple[dict, dict, str]:
     """(metrics, data description, protocol) of an evaluation's record."""
     name = dataset or trained.config.dataset
     root = root or default_root(name)
-    found, probabilities = judge(trained, root, dataset, split)
+    found, probabilities = judge(trained, root, name, split)
+    part = "train" if is_carved(replace(trained.config, dataset=name), root, split) else split
     metrics = evaluation.measure(probabilities, found.labels, trained.classes)
-    if known := found.known or data.metadata(root, found.names, split):
+    if known := found.known or data.metadata(root, found.names, part):
         metrics |= evaluation.measure_known(trained.model.members[0], probabilities, found, known)
     metrics["temperature"] = float(trained.model.temperature)
     described = {"dataset": name, "split": split}
     if name != GENERATED:
-        part = split if split != "val" or data.has_split(root, "val") else "train"
-        described |= results.fingerprint(data.plot_files(root, part), root)
+        described |= results.fingerprint(data.plot_files(root, part, trained.config.classes), root)
     return metrics, described, evaluation.PROTOCOL
 
 
@@ -411,6 +413,7 @@ def predict(trained: Trained, files: Sequence[Path], out: Path) -> list[dict]:
 def draw(trained: Trained, root: Path | None, dataset: str | None) -> list[Path]:
     """The PNGs under assets/figures/series for a trained model on the split val."""
     plots.style()
-    found, probabilities = judge(trained, root, dataset, "val")
+    name = dataset or trained.config.dataset
+    found, probabilities = judge(trained, root or default_root(name), name, "val")
     metrics = evaluation.measure(probabilities, found.labels, trained.classes)
-    return figures.draw_all(trained, dataset or trained.config.dataset, found, metrics, probabilities)
+    return figures.draw_all(trained, name, found, metrics, probabilities)

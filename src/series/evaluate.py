@@ -90,18 +90,18 @@ def validate(net: nn.Module, found: Labelled, flips: Sequence[str], config) -> d
 
 # ------------------------------------------------------------------- what a generated series knows of itself
 def measure_known(net: nn.Module, probabilities: torch.Tensor, found: Labelled, known: Sequence[dict]) -> dict:
-    """``lengths``: accuracy by length; ``activation``: hits on the recorded events (``length`` and ``events``)."""
+    """``lengths``: accuracy by length; ``activation``: hits on the recorded events, if any (``length``, ``events``)."""
     lengths = [row["length"] for row in known]
     eventful = [k for k, row in enumerate(known) if row["events"]]
+    measured = {"lengths": by_length(probabilities.argmax(1) == found.labels, lengths)}
+    if not eventful:
+        return measured
     maps = activation_maps(net, found.items[eventful])
-    near = [near_events(known[k]["events"], lengths[k], maps.shape[1]) for k in eventful]
+    near = np.stack([near_events(known[k]["events"], lengths[k], maps.shape[1]) for k in eventful])
     of_class = found.labels[eventful]
-    return {
-        "lengths": by_length(probabilities.argmax(1) == found.labels, lengths),
-        "activation": hits(maps, np.stack(near)) | {
-            found.classes[k]: hits(maps[of_class == k], np.stack(near)[(of_class == k).numpy()])
-            for k in of_class.unique().tolist()},
-    }  # fmt: skip
+    by_class = {found.classes[k]: hits(maps[of_class == k], near[(of_class == k).numpy()])
+                for k in of_class.unique().tolist()}  # fmt: skip
+    return measured | {"activation": hits(maps, near) | by_class}
 
 
 def by_length(correct: torch.Tensor, lengths: Sequence[int]) -> dict[str, float]:

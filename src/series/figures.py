@@ -145,7 +145,7 @@ def accuracy_by_length(curves: dict[str, dict[str, float]]) -> Figure:
 
 
 def write_predictions(trained, files: Sequence[Path], items: torch.Tensor, found: torch.Tensor, out: Path) -> None:
-    """``<name>.png`` below ``out`` for each file: its plot, where the network looks, and its probabilities."""
+    """``<name>_named.png`` below ``out`` for each file: its plot, where the network looks, its probabilities."""
     out.mkdir(parents=True, exist_ok=True)
     names = [short(name) for name in trained.classes]
     for file, item, row in zip(files, items, found, strict=True):
@@ -160,18 +160,19 @@ def write_predictions(trained, files: Sequence[Path], items: torch.Tensor, found
         axes["bars"].barh(names, row.numpy())
         axes["bars"].invert_yaxis()
         axes["bars"].set(xlim=(0, 1), xlabel="probability")
-        figure.savefig(out / f"{file.stem}.png")
+        figure.savefig(out / f"{file.stem}_named.png")
         plt.close(figure)
 
 
 def draw_all(trained, name: str, found: Labelled, metrics: dict, probabilities: torch.Tensor) -> list[Path]:
     """Wall, confusion, reliability, mistakes, activation and curves of a trained model on plots that it did not see."""
-    sure = [int((probabilities[:, k] * (found.labels == k)).argmax()) for k in range(len(found.classes))]
+    present = found.labels.unique().tolist()
+    sure = [int((probabilities[:, k] * (found.labels == k)).argmax()) for k in present]
     drawn = {
         "wall": wall(found),
         "confusion": confusion(metrics["confusion"], found.classes),
         "reliability": reliability({"probabilities": metrics["reliability"]}),
-        "looks": looks(trained.model.members[0], found.items[sure], [short(c) for c in found.classes]),
+        "looks": looks(trained.model.members[0], found.items[sure], [short(found.classes[k]) for k in present]),
         "curves": fold_curves(trained.history),
     }
     if (probabilities.argmax(1) != found.labels).any():

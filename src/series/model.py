@@ -13,6 +13,7 @@ from src.images import normalize
 
 TRACE = "trace_resnet"
 RESNET50_PARAMETERS = 24_692_297  # of the user's network, head included
+LAST = ("permute", "features", "layer4", "trunk_output", "conv5", "layers")  # (B,C,h,w) in torchvision's classifiers
 FLIPS = {"horizontal": -1, "vertical": -2}  # neither changes the class: time, or the value, runs backwards
 
 
@@ -95,7 +96,9 @@ class PictureTrunk(nn.Module):
         if transformer and size[0] != size[1]:
             raise settings.InputError(f"backbone={name} sees squares alone, not size={size}")
         network = torchvision.models.get_model(name, weights=None, **({"image_size": size[0]} if transformer else {}))
-        last = "encoder.ln" if transformer else "features" if hasattr(network, "features") else "layer4"
+        last = "encoder.ln" if transformer else next((node for node in LAST if hasattr(network, node)), None)
+        if not last:
+            raise settings.InputError(f"backbone={name} has none of the layers {', '.join(LAST)}: choose another")
         self.network = create_feature_extractor(network, {last: "features"})
         self.is_transformer, self.size = transformer, size
         with torch.no_grad():
@@ -126,10 +129,10 @@ class PictureNet(nn.Module):
         HiResCAM (Draelos and Carin, arXiv:2011.08891): Grad-CAM (Selvaraju et al., arXiv:1610.02391), each place by
         its own gradient.
         """
+        found = self.trunk(pictures).detach().requires_grad_()
         with torch.enable_grad():
-            found = self.trunk(pictures).detach().requires_grad_()
             named = self.head(found.mean((2, 3))).amax(1).sum()
-            (slope,) = torch.autograd.grad(named, found)
+        (slope,) = torch.autograd.grad(named, found)
         return (slope * found).sum(1).clamp(min=0).amax(1).detach()
 
 
@@ -150,6 +153,7 @@ class Classifier(nn.Module):
     @torch.inference_mode()
     def log_probabilities(self, items: torch.Tensor, members: Sequence[int] = (), batch: int = 256) -> torch.Tensor:
         """float32 (N,classes) on the CPU, before the temperature; of some of the members (() = all)."""
+        self.eval()
         chosen = [self.members[k] for k in members] or list(self.members)
         parts = [self._mean(chosen, part.to(settings.DEVICE)).log().cpu() for part in items.split(batch)]
         return torch.cat(parts)
