@@ -3,9 +3,10 @@
     python -m tests.benchmark_sets [--images 50000] [--width 512] [--batches 300] [--json OUT]
 
 Both ways give batches of 32 sets of ten features, on the device, from the same random features of 100 classes of equal
-size. Index tensors: one ``Sampler.draw`` an epoch, one gather a batch. Set by set: a Dataset whose items are sets drawn with
-Python's ``random``, put together by a DataLoader in this process and by two worker processes, which are started and
-warmed up before the clock. Times are wall seconds, the median of five rounds, in which the ways take turns.
+size. Index tensors: one ``Sampler.draw`` an epoch, one gather a batch. Set by set: a Dataset whose items are sets
+drawn with Python's ``random``, put together by a DataLoader in this process and by two worker processes, which are
+started and warmed up before the clock. Times are wall seconds, the median of five rounds, in which the ways take turns.
+Then the same with a training step on every batch, of the one-block attention and of the transformer.
 """
 
 import argparse
@@ -13,15 +14,20 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from src import results, settings, training
 from src.sets.data import SIZE, Sampler, check
+from src.sets.model import SetAttention, SetTransformer
 
 CLASSES, BATCH, ROUNDS, WORKERS = 100, 32, 5, (0, 2)
+HEADS = {"attention": SetAttention, "transformer": SetTransformer}
 
 
 class OneByOne(Dataset):
@@ -50,7 +56,7 @@ def index_tensors(features: torch.Tensor, labels: torch.Tensor, batches: int) ->
     def draw() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         sets = sampler.draw(batches * BATCH, generator)
         for indices, position in zip(sets.indices.split(BATCH), sets.position.split(BATCH), strict=True):
-            yield features[indices], position
+            yield F.embedding(indices, features), position
 
     return draw
 
@@ -75,6 +81,22 @@ def seconds(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
+def training_rounds(ways: dict[str, Callable], make: Callable[[int], nn.Module], width: int) -> dict[str, float]:
+    """Seconds of a round of each way with a step of AdamW on every batch."""
+    net = make(width).to(settings.DEVICE)
+    optimizer = torch.optim.AdamW(net.parameters())
+
+    def trained(batches: Callable) -> Iterator:
+        for features, position in batches():
+            features, position = training.to_device((features, position))
+            F.cross_entropy(net(features), position).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            yield (position,)
+
+    return seconds({name: partial(trained, batches) for name, batches in ways.items()})
+
+
 def measure(images: int, width: int, batches: int) -> dict:
     """Microseconds a set and how many times faster index tensors are."""
     random.seed(0)
@@ -86,10 +108,14 @@ def measure(images: int, width: int, batches: int) -> dict:
         made = loader(features, labels, batches, workers)
         ways[f"dataloader_{workers}_workers"] = made.__iter__
     taken = {name: 1e6 * time / (batches * BATCH) for name, time in seconds(ways).items()}
-    own = taken["index_tensors"]
+    own, steps = taken["index_tensors"], {}
+    for name, make in HEADS.items():
+        whole = training_rounds(ways, make, width)
+        steps[name] = {way: time / whole["index_tensors"] for way, time in whole.items() if way != "index_tensors"}
     return {
         "us_per_set": taken,
         "times_faster": {name: time / own for name, time in taken.items() if name != "index_tensors"},
+        "training_times_faster": steps,
         "images": images,
         "classes": CLASSES,
         "width": width,
@@ -111,6 +137,7 @@ def main() -> None:
     found = measure(arguments.images, arguments.width, arguments.batches)
     for kind in ("us_per_set", "times_faster"):
         print(kind, "  ".join(f"{name} {value:.1f}" for name, value in found[kind].items()))
+    print("training", found["training_times_faster"])
     if arguments.json:
         about = {
             "command": f"python -m tests.benchmark_sets --images {arguments.images} --width {arguments.width} "

@@ -57,7 +57,7 @@ class Config(training.FitConfig):
             "dropout": len(self.dropout) != 3 or not all(0 <= share < 1 for share in self.dropout),
             "size": len(self.size) != 2 or min(self.size) < 32,
             "folds": self.folds < 2,
-            "classes": self.classes and len({c for c in self.classes if isinstance(c, str)}) < max(2, len(self.classes)),
+            "classes": self.classes and len({c for c in self.classes if type(c) is str}) < max(2, len(self.classes)),
             **{name: not 0 <= getattr(self, name) < 1 for name in ("cutout", "color_jitter", "label_smoothing")},
             **{name: getattr(self, name) < 0 for name in ("generated", "mixup", "noise", "rotation", "look_weight")},
             "patience": self.cross_validate and (self.patience or self.schedule == "plateau"),
