@@ -108,7 +108,8 @@ def default_root(dataset: str) -> Path:
 
 def weights_path(config: Config) -> Path:
     """Where weights are kept: by data set, and of another backbone or of some classes under a name of their own."""
-    parts = [config.dataset, *([] if config.backbone == TRACE else [config.backbone]), *config.classes]
+    of_pictures = [] if config.backbone == TRACE else [config.backbone, *([] if config.axes else ["line"])]
+    parts = [config.dataset, *of_pictures, *config.classes]
     return settings.WEIGHTS_DIR / "series" / f"{'_'.join(parts)}.pth"
 
 
