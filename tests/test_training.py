@@ -139,6 +139,16 @@ def test_leaves_the_weights_of_the_best_epoch(tmp_path):
     assert [row["metric"] for row in history] == [0.1, 0.5, 0.3, 0.5]
 
 
+def test_with_nothing_to_choose_by_the_last_epoch_is_kept(tmp_path):
+    check, seen = scripted([0.5, 0.9, 0.1])
+    model, history = run(tmp_path, validate=check, monitor=None)
+    assert same(model.state_dict(), seen[2]) and not same(seen[1], seen[2]) and len(history) == 3
+    best = checkpoints.load(tmp_path / "best.pth")
+    assert (best["epoch"], best["metric"]) == (3, {"name": None, "value": None})
+    nothing, history = run(tmp_path / "nothing", validate=lambda model: {}, monitor=None)
+    assert same(nothing.state_dict(), model.state_dict()) and "metric" not in history[0]
+
+
 def test_minimize(tmp_path):
     check, seen = scripted([0.3, 0.1, 0.2])
     model, _ = run(tmp_path, validate=check, monitor="metric", minimize=True)

@@ -78,8 +78,8 @@ class Config(training.FitConfig):
 
     @classmethod
     def real(cls, dataset: str = "plots") -> Self:
-        """To be started from the mini weights: --weights assets/weights/series/mini.pth."""
-        return cls(dataset=dataset, cross_validate=True, epochs=12, batch_size=32, optimizer="adamw", lr=3e-4,
+        """Starts from networks of generated series: --weights assets/weights/series/generated.pth."""
+        return cls(dataset=dataset, cross_validate=True, epochs=3, batch_size=32, optimizer="adamw", lr=1e-4,
                    weight_decay=1e-2, schedule="cosine", warmup=50, clip_norm=5.0)  # fmt: skip
 
     @classmethod
@@ -400,8 +400,8 @@ def predict(trained: Trained, files: Sequence[Path], out: Path) -> list[dict]:
         raise settings.InputError("two of the files have the same name, and so would their pictures: rename one")
     of_plot, of_series = view_of(trained.config)
     items = torch.stack([
-        torch.as_tensor(of_series(data.read_csv(file)) if file.suffix.lower() == ".csv"
-                        else of_plot(read_image(file), str(file)))
+        torch.tensor(of_series(data.read_csv(file)) if file.suffix.lower() == ".csv"
+                     else of_plot(read_image(file), str(file)))
         for file in files
     ])  # fmt: skip
     found = trained.model.probabilities(items)

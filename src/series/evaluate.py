@@ -82,7 +82,7 @@ def validate(net: nn.Module, found: Labelled, flips: Sequence[str], config) -> d
     """``accuracy``, negative log-likelihood ``nll`` and, where events are known, ``hit_rate`` of a net in training."""
     with training.autocast(config):
         logs = Classifier(lambda: net, 1, flips).log_probabilities(found.items)
-        looked = measure_known(net, logs, found, found.known)["activation"] if found.known else {}
+        looked = measure_known(net, logs, found, found.known).get("activation") if found.known else None
     accuracy = (logs.argmax(1) == found.labels).double().mean()
     own = {"hit_rate": looked["hit_rate"]} if looked else {}
     return {"accuracy": float(accuracy), "nll": float(F.nll_loss(logs, found.labels))} | own

@@ -44,7 +44,7 @@ def wall(found: Labelled, each: int = 6) -> Figure:
             show(axis, found.items[index])
         for axis in row[len(own) :]:
             axis.set_visible(False)
-        row[0].set_ylabel(short(found.classes[label]), fontsize=7)
+        row[0].set_ylabel(short(found.classes[label]).replace(" ", "\n"), fontsize=8)
     return figure
 
 

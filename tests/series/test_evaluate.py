@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.series import evaluate as evaluation
+from src.series import evaluation
 from src.series.model import Classifier, fit_temperature
 from tests.series.rooms import TINY, Told, labelled, on_the_cpu  # noqa: F401
 

@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 
 from src import series, settings
-from src.series import evaluate as evaluation
-from src.series import figures
+from src.series import evaluation, figures
 from src.series.generate import CLASSES
 from tests.series.rooms import TINY, Told, labelled, on_the_cpu, pictures, traces  # noqa: F401
 
@@ -45,7 +44,7 @@ def test_a_picture_is_shown_as_it_is_and_a_trace_between_its_edges():
 def test_the_wall_has_a_row_for_each_class_that_there_is():
     items = pictures(7)
     figure = figures.wall(labelled(items, [0, 2, 0, 2, 2, 2, 0], ABC), each=3)
-    assert len(figure.axes) == 6 and [axis.get_ylabel() for axis in figure.axes[::3]] == ["up trend", "point anom."]
+    assert len(figure.axes) == 6 and [axis.get_ylabel() for axis in figure.axes[::3]] == ["up\ntrend", "point\nanom."]
     expected = [0, 2, 6, 1, 3, 4]
     for axis, index in zip(figure.axes, expected, strict=True):
         assert np.array_equal(shown(axis), items[index].permute(1, 2, 0).numpy())
