@@ -125,6 +125,8 @@ def fold_curves(history: dict[str, list[dict]]) -> Figure:
         left.plot(epochs, [row["loss"] for row in rows], label=name)
         if "accuracy" in rows[0]:
             right.plot(epochs, [row["accuracy"] for row in rows], label=name)
+    for axis in (left, right):
+        axis.xaxis.get_major_locator().set_params(integer=True)
     left.set(xlabel="epoch", ylabel="training loss")
     right.set(xlabel="epoch", ylabel="accuracy on plots held out")
     left.legend()
