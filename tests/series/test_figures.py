@@ -156,17 +156,16 @@ def test_every_figure_of_a_model_is_written(trained, tmp_path, monkeypatch):
 def test_of_each_class_that_is_there_the_surest_plot_is_looked_at(trained, tmp_path, monkeypatch):
     """A model that misses nothing has no mistakes to show; a class without plots has none to look at."""
     monkeypatch.setattr(settings, "FIGURES_DIR", tmp_path)
-    found, seen = labelled(traces(6), [0, 0, 4, 4, 8, 8]), {}
-    probabilities = torch.full((6, 9), 0.02).scatter(
-        1, found.labels[:, None], torch.tensor([0.5, 0.9, 0.8, 0.7, 0.6, 0.65])[:, None]
-    )
+    found, seen, looks = labelled(traces(6), [0, 0, 4, 4, 8, 8]), {}, figures.looks
+    own = torch.tensor([0.5, 0.9, 0.8, 0.7, 0.6, 0.65])
+    probabilities = torch.full((6, 9), 0.02).scatter(1, found.labels[:, None], own[:, None])
     probabilities[1, 8] = 0.7  # surer of this class than its own plots are, but not one of them
-    looks = figures.looks
-    monkeypatch.setattr(
-        figures,
-        "looks",
-        lambda net, items, titles: seen.update(items=items, titles=titles) or looks(net, items, titles),
-    )
+
+    def noted(net, items, titles):
+        seen.update(items=items, titles=titles)
+        return looks(net, items, titles)
+
+    monkeypatch.setattr(figures, "looks", noted)
     metrics = evaluation.measure(probabilities, found.labels, CLASSES)
     paths = figures.draw_all(trained, "tiny", found, metrics, probabilities)
     assert {path.stem.removeprefix("tiny_") for path in paths} == DRAWN
