@@ -141,8 +141,8 @@ def accuracy_by_length(curves: dict[str, dict[str, float]]) -> Figure:
         at = np.arange(len(bands)) + (rank - (len(curves) - 1) / 2) * 0.8 / len(curves)
         axis.bar(at, [curve[band] for band in bands], 0.75 / len(curves), label=name)
     axis.set_xticks(range(len(bands)), bands)
-    axis.set(xlabel="samples of the series", ylabel="accuracy", ylim=(0, 1))
-    axis.legend(loc="lower right")
+    axis.set(xlabel="samples of the series", ylabel="accuracy", ylim=(0, 1.15))
+    axis.legend(loc="upper left", ncols=len(curves))
     return figure
 
 
