@@ -364,6 +364,22 @@ def test_nothing_is_chosen_and_the_last_epoch_is_kept(crossed):
         assert last["state"]["epoch"] == CROSSED.epochs and same(last["weights"].values(), state(member))
 
 
+def test_no_network_learns_from_plots_that_are_held_out(root, tmp_path, monkeypatch):
+    seen = []
+
+    def noted(found, held_out, *, config, start, run_dir):
+        seen.append((found.names, held_out.names if held_out else ()))
+        return start(), []
+
+    monkeypatch.setattr(series, "fit", noted)
+    for config in (CROSSED, TINY):
+        series.train(config, root, run_dir=tmp_path / "run", out=tmp_path / "out.pth")
+    plots = data.read_plots(root, "train", series.traces.of_plot)
+    fold = data.folds(plots.labels, 5, CROSSED.seed)
+    parts = [tuple(plots.subset(chosen.nonzero()[:, 0]).names for chosen in (fold != k, fold == k)) for k in range(5)]
+    assert seen == [*parts, (plots.names, ()), parts[0]]
+
+
 def test_each_fold_is_measured_by_the_network_that_left_it_out(root, crossed):
     """What the folds' histories say of their last epoch is what an evaluation finds: of every plot once."""
     whole, folds = crossed
