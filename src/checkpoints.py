@@ -11,6 +11,7 @@ A checkpoint is one dict of tensors and plain values::
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +198,15 @@ def load_or_train(
     content = load(path)
     require_same_config(config, content, path, defaults)
     return content
+
+
+def load_or_train_room(room: str, profile: str, path: Path, config: Any, train: Callable[[], Any], run_training: bool):
+    """``load_or_train`` for a room's config, a dataclass whose defaults stand for what is younger than the file."""
+    load_or_train(
+        path,
+        plain(asdict(config)),
+        train,
+        command=f"python -m src {room} train --profile {profile}    (or ./download.sh weights)",
+        run_training=run_training,
+        defaults=asdict(type(config)()),
+    )

@@ -243,14 +243,8 @@ def load_or_train(
     """The trained model of a config: loaded, or trained if it is missing and ``run_training`` is on."""
     path = weights_path(config)
     profile = "mini" if config.dataset == "mini" else "real"
-    checkpoints.load_or_train(
-        path,
-        checkpoints.plain(asdict(config)),
-        partial(train, config, root, weights=weights),
-        command=f"python -m src defects train --profile {profile}    (or ./download.sh weights)",
-        run_training=run_training,
-        defaults=asdict(Config()),
-    )
+    learn = partial(train, config, root, weights=weights)
+    checkpoints.load_or_train_room("defects", profile, path, config, learn, run_training)
     return load(path, config)
 
 

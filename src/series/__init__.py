@@ -4,7 +4,7 @@ The doors, alike in every room: ``Config``, ``datasets(config)``, ``build_model(
 ``evaluate(config, model)``; for the command line also ``make_data``, ``load``, ``predict`` and ``draw``.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,12 @@ from typing import Self
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from src import checkpoints, plots, results, settings, training
 from src.images import read_image
-from src.series import augment, data, figures, raster, render, traces
+from src.series import data, figures, raster, render, traces
 from src.series import evaluate as evaluation
+from src.series.batches import Batches, loss
 from src.series.generate import CLASSES
 from src.series.model import FLIPS, TRACE, Classifier, PictureNet, PictureTrunk, TraceNet, fit_temperature
 
@@ -91,7 +91,7 @@ class Config(training.FitConfig):
 
 @dataclass
 class Trained:
-    """A classifier with its classes and histories: ``fold K`` or ``all`` -> epochs."""
+    """A classifier with its classes and histories: ``fold K`` and ``all``, or ``val`` -> epochs."""
 
     config: Config
     model: Classifier
@@ -132,11 +132,12 @@ def view_of(config: Config) -> tuple[Callable, Callable]:
             partial(raster.picture, size=config.size, axes=config.axes))  # fmt: skip
 
 
-def datasets(config: Config, root: Path | None = None) -> dict[str, data.Labelled]:
-    """split (train, val, test) -> plots as the network's items; val is a fold of train where there is none on disk."""
+def datasets(config: Config, root: Path | None = None,
+             splits: Sequence[str] = ("train", "val", "test")) -> dict[str, data.Labelled]:  # fmt: skip
+    """split -> plots as the network's items; val is a fold of train where there is none on disk."""
     root = root or default_root(config.dataset)
-    found = {split: read(config, root, split) for split in ("train", "val", "test") if has_split(config, root, split)}
-    if "train" not in found:
+    found = {split: read(config, root, split) for split in splits if has_split(config, root, split)}
+    if "train" in splits and "train" not in found:
         raise data.DataError(f"{root} has no train/<class> folders of plots (the mini set: python -m src series data)")
     if "val" not in found:
         fold = data.folds(found["train"].labels, config.folds, config.seed)
@@ -181,53 +182,10 @@ def build_net(config: Config) -> nn.Module:
 
 
 # ---------------------------------------------------------------------------------------- training
-class Batches:
-    """Shuffled batches {items, labels, where} of ``draw(epoch)``, this process's share of each."""
-
-    def __init__(self, draw: Callable[[int], data.Labelled], plots: int, config: Config):
-        self.rank, self.world = training.start_distributed()
-        if config.batch_size % self.world or plots < config.batch_size:
-            raise settings.InputError(f"batch_size={config.batch_size} does not divide over {self.world} processes, or "
-                                      f"exceeds the {plots} plots to train on")  # fmt: skip
-        self.draw, self.plots, self.config, self.epoch = draw, plots, config, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch (from 0) whose plots and order the next iteration gives."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.plots // self.config.batch_size
-
-    def __iter__(self) -> Iterator[dict]:
-        found, size = self.draw(self.epoch), self.config.batch_size
-        generator = torch.Generator().manual_seed(self.config.seed * 100_003 + self.epoch)
-        order = torch.randperm(len(found), generator=generator)
-        for chosen in order[: len(self) * size].split(size):
-            chosen = chosen[self.rank :: self.world]
-            known = [found.known[k] for k in chosen] if found.known else [{"events": ()}] * len(chosen)
-            yield {"items": found.items[chosen], "labels": found.labels[chosen], "where": evaluation.places(known)}
-
-
 def drawn(config: Config, epoch: int) -> data.Labelled:
     """An epoch's series straight from the generator: none twice in a run, none of the mini set on disk."""
     first = data.FIRST_STREAMED + epoch * config.generated
     return data.pool(view_of(config)[1], config.generated, config.classes or CLASSES, first, config.seed)
-
-
-def loss(net: nn.Module, batch: dict, config: Config) -> torch.Tensor:
-    """Cross-entropy of augmented items, with smoothed or mixed labels where the config says so.
-
-    Where events are known, plus the weighted cross-entropy of the network's attention with their places.
-    """
-    items, where = augment.augment(batch["items"], batch["where"], config)
-    targets = F.one_hot(batch["labels"], len(config.classes or CLASSES)).float()
-    if config.mixup:
-        items, targets = augment.mix(items, targets, config.mixup)
-    logits, looks = net(items)
-    total = F.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
-    if looks is None or not config.look_weight:
-        return total
-    return total - config.look_weight * (where * looks).sum(1).mean()
 
 
 def train(config: Config, root: Path | None = None, *, weights: Path | None = None,
@@ -244,8 +202,9 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
     fit_net = partial(fit, config=config, start=starting_net(config, weights))
     if config.cross_validate:
         return cross_validate(config, read(config, root, "train"), fit_net, run_dir, out)
-    parts = datasets(config, root)
-    net, history = fit_net(parts["train"], parts["val"], run_dir=run_dir)
+    streamed = config.generated and has_split(config, root, "val")  # nothing of train is looked at
+    parts = datasets(config, root, ("val",) if streamed else ("train", "val"))
+    net, history = fit_net(parts.get("train"), parts["val"], run_dir=run_dir)
     logs = partial(Classifier.log_probabilities, items=parts["val"].items)
     return save(config, [net], {"val": history}, out, lambda model: fit_temperature(logs(model), parts["val"].labels))
 
@@ -264,12 +223,15 @@ def cross_validate(config: Config, found: data.Labelled, fit_net: Callable, run_
     return save(config, [net], history | {"all": whole}, out, lambda _: float(of_folds.model.temperature))
 
 
-def fit(found: data.Labelled, held_out: data.Labelled | None, *, config: Config, start: Callable[[], nn.Module],
+def fit(found: data.Labelled | None, held_out: data.Labelled | None, *, config: Config, start: Callable[[], nn.Module],
         run_dir: Path) -> tuple[nn.Module, list[dict]]:  # fmt: skip
-    """One network, and its history with accuracy and ``nll`` on the plots held out, if any."""
+    """One network, and its history with accuracy and ``nll`` on the plots held out, if any.
+
+    It learns from the plots ``found``, or with ``config.generated`` from series drawn for each epoch.
+    """
     net = start()
     if config.generated:
-        plots, draw = config.generated * len(found.classes), partial(drawn, config)
+        plots, draw = config.generated * len(config.classes or CLASSES), partial(drawn, config)
     else:
         plots, draw = len(found), lambda epoch: found
     flips = config.flips if config.average_flips else ()
@@ -322,14 +284,8 @@ def load_or_train(
     """The trained model of a config: loaded, or trained if it is missing and ``run_training`` is on."""
     path = weights_path(config)
     profile = "mini" if config.dataset == "mini" else "full" if config == Config.full() else "real"
-    checkpoints.load_or_train(
-        path,
-        checkpoints.plain(asdict(config)),
-        partial(train, config, root, weights=weights),
-        command=f"python -m src series train --profile {profile}    (or ./download.sh weights)",
-        run_training=run_training,
-        defaults=asdict(Config()),
-    )
+    learn = partial(train, config, root, weights=weights)
+    checkpoints.load_or_train_room("series", profile, path, config, learn, run_training)
     return load(path, config)
 
 
@@ -361,7 +317,7 @@ def judge(trained: Trained, root: Path, dataset: str, split: str) -> tuple[data.
     """
     config = replace(trained.config, dataset=dataset)
     carved = is_carved(config, root, split)
-    found = datasets(config, root)["val"] if carved and not config.cross_validate else read(
+    found = datasets(config, root, ("train",))["val"] if carved and not config.cross_validate else read(
         config, root, "train" if carved else split)  # fmt: skip
     if not (carved and config.cross_validate):
         return found, trained.model.probabilities(found.items)

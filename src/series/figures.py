@@ -14,7 +14,7 @@ from src import plots
 from src.series.data import Labelled
 from src.series.model import activation_maps
 
-LINE, EVENT, LOOK = plots.COLORS[0], plots.COLORS[1], plots.COLORS[4]
+LINE, EVENT = plots.COLORS[0], plots.COLORS[1]
 
 
 def short(name: str) -> str:

@@ -100,7 +100,7 @@ class PictureTrunk(nn.Module):
         if not last:
             raise settings.InputError(f"backbone={name} has none of the layers {', '.join(LAST)}: choose another")
         self.network = create_feature_extractor(network, {last: "features"})
-        self.is_transformer, self.size = transformer, size
+        self.is_transformer = transformer
         with torch.no_grad():
             self.features = self.eval()(torch.zeros(1, 3, *size, dtype=torch.uint8)).shape[1]
         self.train()
