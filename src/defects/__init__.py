@@ -50,6 +50,7 @@ class Config(training.FitConfig):
     patches_per_image: int = 1
     compactness: str = "mean"
     compactness_weight: float = 0.1
+    teacher_parts: bool = False  # distil on the training images at hand as well
     backbone_epochs: int = 0  # of fine-tuning the backbone on the training images at hand; 0 = as it came
 
     def __post_init__(self):
@@ -76,7 +77,8 @@ class Config(training.FitConfig):
         percent = () if dataset == "mvtec" else (70, 15, 15)
         return cls(dataset=dataset, percent=percent, crop_size=128, epochs=40, batch_size=4, lr=3e-4, weight_decay=1e-5,
                    schedule="cosine", warmup=20, backbone="squeezenet1_0", teacher_images="imagenet_sample",
-                   teacher_epochs=90, teacher_batch_size=32, patches_per_image=16, teacher_lr=5e-4)  # fmt: skip
+                   teacher_parts=True, teacher_epochs=50, teacher_batch_size=32, patches_per_image=16,
+                   teacher_lr=5e-4)  # fmt: skip
 
     @classmethod
     def full(cls) -> Self:
@@ -96,7 +98,7 @@ class Config(training.FitConfig):
             image_size=self.teacher_image_size, augmentation=self.teacher_augmentation,
             patches_per_image=self.patches_per_image,
             compactness=self.compactness, compactness_weight=self.compactness_weight,
-            backbone_epochs=self.backbone_epochs,
+            parts=self.teacher_parts, backbone_epochs=self.backbone_epochs,
         )  # fmt: skip
 
     def parts(self) -> dict[str, str]:
@@ -131,9 +133,10 @@ def weights_path(config: Config) -> Path:
 def teacher_path(config: Config, patch_size: int) -> Path:
     """Where a teacher is kept, to be shared by every category and data set that it suits.
 
-    One whose backbone was fine-tuned on a data set is of that data set alone.
+    One that learned from a data set's own images is of that data set alone.
     """
-    images = config.teacher_images.split("/")[0] + (f"_{config.dataset}" if config.backbone_epochs else "")
+    own = config.teacher_parts or config.backbone_epochs
+    images = config.teacher_images.split("/")[0] + (f"_{config.dataset}" if own else "")
     return settings.WEIGHTS_DIR / "defects" / f"teacher_{images}_{patch_size}.pth"
 
 
@@ -177,14 +180,15 @@ def train_teacher(config: Config, patch_size: int, weights: Path | None, runs: P
                   images: Sequence[Path] = ()) -> tuple[PatchNet, list[dict]]:  # fmt: skip
     """The teacher of a patch size: the one kept for this config, or a new one, which is then kept.
 
-    ``images`` are the training images that its backbone is fine-tuned on where the config says so.
+    ``images`` are the training images that it, or its backbone, learns from too where the config says so.
     """
     path, own, adapt = teacher_path(config, patch_size), config.of_teacher(patch_size), None
-    if own.backbone_epochs:
+    if own.parts or own.backbone_epochs:
         own = replace(own, domain=domain.describe(config.dataset, images))
+    if own.backbone_epochs:
         adapt = partial(domain.adapt, images=images, config=own, run_dir=runs / f"{path.stem}_backbone")
     if not path.exists():
-        net, history = teacher.distill(own, runs / path.stem, weights, adapt)
+        net, history = teacher.distill(own, runs / path.stem, weights, adapt, images if own.parts else ())
         checkpoints.save(path, net.state_dict(), half=True, config=checkpoints.plain(asdict(own)),
                          extras={"history": history})  # fmt: skip
     content = checkpoints.load(path)

@@ -5,8 +5,8 @@ The doors, alike in every room: ``Config``, ``datasets(config)``, ``build_model(
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader
 
 from src import checkpoints, plots, results, settings, training
 from src.metrics import ConfusionMatrix
-from src.road import data, figures, scenes
+from src.road import data, figures, outliers, scenes
 from src.road import evaluate as evaluation
-from src.road.model import deeplabv3, load_pretrained, load_segmentation, predict_logits, segmentation_loss
+from src.road.model import deeplabv3, load_pretrained, load_segmentation, segmentation_loss
+from src.road.model import predict as predict_maps
 
-REAL = ("camvid",)  # the data sets that profile real trains on
+REAL = ("camvid", "camvid_cyclists")  # the data sets that profile real trains on
 
 
 @dataclass(frozen=True)
@@ -37,25 +38,28 @@ class Config(training.FitConfig):
     augmentation: str = "flip"
     balance: bool = False  # weigh classes by 1/sqrt(pixel share) in the loss
     aux_weight: float = 0.4
+    outlier_epochs: int = 0  # of training a head that scores outliers, on the frozen backbone; 0 = no such head
 
     @classmethod
     def mini(cls) -> Self:
         return cls(epochs=14, batch_size=8, optimizer="adamw", lr=3e-3, weight_decay=1e-2, schedule="poly",
-                   warmup=75, clip_norm=5.0, width=0.5, augmentation="user", balance=True)  # fmt: skip
+                   warmup=75, clip_norm=5.0, width=0.5, augmentation="user", balance=True,
+                   outlier_epochs=8)  # fmt: skip
 
     @classmethod
     def real(cls, dataset: str = "camvid") -> Self:
+        epochs = 40 if dataset == "camvid_cyclists" else 24  # of 134 frames, of 367
         return cls(dataset=dataset, pretrained="imagenet", output_stride=16, image_size=(540,),
-                   crop_size=(360, 480), augmentation="scale_jitter", balance=True, epochs=24, batch_size=8,
+                   crop_size=(360, 480), augmentation="scale_jitter", balance=True, epochs=epochs, batch_size=8,
                    optimizer="adamw", lr=6e-4, weight_decay=1e-2, schedule="poly", warmup=100,
-                   clip_norm=5.0)  # fmt: skip
+                   clip_norm=5.0, outlier_epochs=8)  # fmt: skip
 
     @classmethod
     def full(cls) -> Self:
         """The user's recipe for StreetHazards: torchvision's DeepLabV3-ResNet50 from COCO weights."""
         return cls(dataset="streethazards", backbone="resnet50", pretrained="coco", image_size=(512, 512),
                    augmentation="user", epochs=30, batch_size=4, optimizer="adam", lr=1e-4,
-                   schedule="plateau", plateau_patience=3, plateau_factor=0.5)  # fmt: skip
+                   schedule="plateau", plateau_patience=3, plateau_factor=0.5, outlier_epochs=2)  # fmt: skip
 
 
 @dataclass
@@ -70,7 +74,7 @@ class Trained:
 
 
 def default_root(dataset: str) -> Path:
-    return settings.DATA_DIR / ("mini/road" if dataset == "mini" else dataset)
+    return settings.DATA_DIR / {"mini": "mini/road", "camvid_cyclists": "camvid"}.get(dataset, dataset)
 
 
 def weights_path(config: Config) -> Path:
@@ -117,7 +121,10 @@ def build_model(config: Config) -> nn.Module:
     classes = len(data.dataset_class(config.dataset).classes)
     if not classes:
         raise settings.InputError(f"{config.dataset} names no classes to train on; use it with `evaluate` only")
-    return deeplabv3(config.backbone, classes, config.output_stride, config.width)
+    model = deeplabv3(config.backbone, classes, config.output_stride, config.width)
+    if config.outlier_epochs:
+        model.outlier_head = outliers.build_head(config.backbone, model.backbone)
+    return model
 
 
 def train(config: Config, root: Path | None = None, *, weights: Path | None = None,
@@ -125,13 +132,15 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
     """Train (or resume) the run in ``run_dir``, calibrate the scores, and write the checkpoint ``out``.
 
     ``weights`` is a local file for the config's ``pretrained`` weights, in place of torchvision's download.
-    The epoch is chosen by validation mIoU. The file is stored in fp16 where that brings it under
-    ``checkpoints.LIMIT``; calibration and the stored validation metrics are those of the stored weights.
+    The epoch is chosen by validation mIoU; then the outlier head learns, if the config has one. The file is stored
+    in fp16 where that brings it under ``checkpoints.LIMIT``; calibration and the stored validation metrics are those
+    of the stored weights.
     """
     run_dir = run_dir or settings.RUNS_DIR / "road" / config.dataset
     sets = datasets(config, root, ("train", "val"))
     loaders = get_dataloaders(config, root, ("train", "val"))
-    model = build_model(config)
+    segmenter = replace(config, outlier_epochs=0)
+    model = build_model(segmenter)
     load_pretrained(model, config.backbone, config.pretrained, weights)
     balance = data.class_weights(sets["train"]).to(settings.DEVICE) if config.balance else None
     check = partial(validate, loader=loaders["val"], dataset=sets["val"])
@@ -140,24 +149,35 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
         loaders["train"],
         partial(segmentation_loss, class_weights=balance, aux_weight=config.aux_weight, ignore=data.IGNORE),
         check,
-        config,
+        segmenter,
         run_dir=run_dir,
         monitor="miou",
     )
-    exact = check(model)
+    steps = math.ceil(len(loaders["train"]) / config.accumulate)
+    return finish(config, model, sets, history, steps, check, run_dir, out or weights_path(config))
+
+
+def finish(config: Config, model: nn.Module, sets: dict, history: list[dict], steps: int, check: Callable,
+           run_dir: Path, path: Path) -> Trained:  # fmt: skip
+    """Teach a trained segmenter's outlier head, round the weights to fit a file, calibrate, write the checkpoint.
+
+    ``steps`` an epoch; ``check(model)`` as ``validate``.
+    """
+    exact, extras = check(model), {"history": history}
+    if config.outlier_epochs:
+        settings.seed_everything(config.seed)
+        model.outlier_head = outliers.build_head(config.backbone, model.backbone)
+        extras["outlier_history"] = outliers.fit(model, sets["train"], sets["val"], config, run_dir / "outliers")
     half = checkpoints.round_to_fit(model)
     stored = check(model)
-    extras = {
-        "history": history,
+    extras |= {
         "calibration": evaluation.calibrate(model, sets, config),
         "validation": {"trained": exact, "stored": stored},
     }
-    best = max(history, key=lambda row: row["miou"])
-    checkpoints.save(out or weights_path(config), model.state_dict(), half=half,
-                     config=checkpoints.plain(asdict(config)), epoch=best["epoch"],
-                     step=best["epoch"] * math.ceil(len(loaders["train"]) / config.accumulate),
-                     metric={"name": "miou", "value": stored["miou"]}, extras=extras)  # fmt: skip
-    return Trained(config, model, extras["calibration"], history, out or weights_path(config))
+    best = max(history, key=lambda row: row["miou"])["epoch"]
+    checkpoints.save(path, model.state_dict(), half=half, config=checkpoints.plain(asdict(config)), epoch=best,
+                     step=best * steps, metric={"name": "miou", "value": stored["miou"]}, extras=extras)  # fmt: skip
+    return Trained(config, model, extras["calibration"], history, path)
 
 
 def load_or_train(
@@ -176,7 +196,7 @@ def validate(model: nn.Module, loader: DataLoader, dataset: data.RoadDataset) ->
     matrix = ConfusionMatrix(len(dataset.classes), data.IGNORE)
     for batch in loader:
         batch = training.to_device(batch)
-        logits = predict_logits(model, batch["image"], batch["mask"].shape[-2:])
+        logits, _ = predict_maps(model, batch["image"], batch["mask"].shape[-2:])
         matrix.update(logits.max(1).indices, data.known_only(batch["mask"], dataset))
     matrix.all_reduce()
     result = matrix.compute()
@@ -191,13 +211,13 @@ def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> T
     """
     content = checkpoints.read(path)
     if checkpoints.is_bare_state_dict(content):
-        config = fallback.override(overrides)
+        config = replace(fallback.override(overrides), outlier_epochs=0)
         model = build_model(config)
         load_segmentation(model, content, path)
         return Trained(config, model, None, [], Path(path))
     content = checkpoints.load(path)
     config = Config.from_plain(content["config"])
-    checkpoints.require_same_config(asdict(config.override(overrides)), content, path)
+    checkpoints.require_same_config(asdict(config.override(overrides)), content, path, asdict(Config()))
     model = build_model(config)
     checkpoints.load_weights(model, content["weights"], path)
     extras = content.get("extras", {})  # the best.pth of a run has none yet

@@ -117,6 +117,14 @@ def _colours(family, rng):
     return np.clip(own * rng.uniform(0.75, 1.25) + rng.normal(0, 0.03, (3, 3)), 0.03, 1)
 
 
+def draw_object(rng) -> tuple[np.ndarray, np.ndarray]:
+    """One object by itself, lit from anywhere: colour float32 (SPRITE,W,3) in 0..1 and outline bool (SPRITE,W)."""
+    family, light = FAMILIES[str(rng.choice(ANOMALY_FAMILIES))], rng.normal(size=3)
+    light[2] = abs(light[2]) + 0.5
+    colour, solid = _shade(family, _colours(family, rng), light / np.linalg.norm(light), rng)
+    return colour.clip(0, 1), solid
+
+
 def _paint_one(canvas, street, rng, family):
     """Paint one object somewhere; its distance is what its real height and its aimed-at size on the image ask for."""
     pixels = np.sqrt(np.exp(rng.uniform(*np.log(SHARE))) * canvas.label.size / family.aspect / 0.6)

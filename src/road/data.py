@@ -181,6 +181,30 @@ class CamVid(RoadDataset):
         )
 
 
+class CamVidCyclists(CamVid):
+    """CamVid with cyclists as the anomaly: held out of train and val, to be found in the official test frames.
+
+    Train and val are the official train frames without a cyclist (all official val frames hold some, so they serve
+    nothing), cut into ``BLOCKS`` contiguous blocks of which every fifth is val: neighbouring frames look alike.
+    """
+
+    classes = CamVid.classes[:10]
+    anomaly = 10
+    BLOCKS = 20
+
+    def __init__(self, root: Path | str, split: str):
+        super().__init__(root, split)
+        if split == "test":
+            return
+        free = [pair for index, pair in enumerate(self.pairs) if not (self.read_mask(index) == self.anomaly).any()]
+        blocks = [index * self.BLOCKS // len(free) % 5 == 2 for index in range(len(free))]
+        self.pairs = [pair for pair, held_out in zip(free, blocks, strict=True) if held_out == (split == "val")]
+
+    def files(self):
+        folder = "test" if self.split == "test" else "train"
+        return _by_stem(self.root / folder, ".png", ".jpg"), _by_stem(self.root / f"{folder}annot", ".png")
+
+
 class RoadAnomaly(RoadDataset):
     """RoadAnomaly (Lis et al. 2019): mask value 2 is anomalous; the rest is normal, of no stated class."""
 
@@ -196,6 +220,7 @@ DATASETS: dict[str, type[RoadDataset]] = {
     "mini": StreetHazards,
     "streethazards": StreetHazards,
     "camvid": CamVid,
+    "camvid_cyclists": CamVidCyclists,
     "road_anomaly": RoadAnomaly,
 }
 

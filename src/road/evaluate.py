@@ -25,28 +25,44 @@ from src.metrics import (
     ranking,
 )
 from src.road import data
-from src.road.model import predict_logits
+from src.road import model as models
 from src.road.scores import SCORES, ClassStatistics, score_maps
 
-SCORE_NAMES = (*SCORES, "sml_raw", "sml")
-HEADLINE = "max_logit"  # the score of the headline numbers, fixed before any test split was evaluated
+SCORE_NAMES = (*SCORES, "sml_raw", "sml", "outlier")
+HEADLINE = "outlier"  # the score of the headline numbers, chosen on validation images with artificial objects
+BASELINE = "max_logit"  # the headline of a model without the outlier head
 QUANTILE = 0.95  # thresholds let at most 5 % of the normal validation pixels through
 PROTOCOL = (
     "mIoU and pixel accuracy: one confusion matrix over the split at the label maps' size, classes that the truth "
-    "holds, anomalies and void ignored. Scores: top level = HEADLINE score over all labelled pixels of the split "
-    "pooled, labels 0 and 3 counted as negatives; protocols.per_image = mean over images that hold an anomaly; "
+    "holds, anomalies and void ignored. Scores: top level = the score named there over all labelled pixels of the "
+    "split pooled, labels 0 and 3 counted as negatives; protocols.per_image = mean over images that hold an anomaly; "
     "..._ignoring_0_3 = labels 0 and 3 left out; scores.*.f1 at the threshold that 95 % of normal validation pixels "
     "stay below. Intervals: 95 %, 1000 bootstrap resamples of images."
-).replace("HEADLINE", HEADLINE)
+)
 KEYS = ("aupr", "auroc", "fpr95", "f1_max")
 
 
-def _images(model: nn.Module, dataset, config):
-    """(logits (1,C,H,W) at the mask's size, mask (1,H,W)) of each image of a data set, in order."""
+def each_image(model: nn.Module, dataset, config):
+    """(logits (1,C,H,W) and outlier score (1,H,W) or None at the mask's size, mask (1,H,W)) of each image, in order."""
     model = model.to(settings.DEVICE, memory_format=torch.channels_last).eval()
     for batch in data.evaluation_loader(dataset, config.image_size, batch_size=1):
         batch = training.to_device(batch)
-        yield predict_logits(model, batch["image"], batch["mask"].shape[-2:]), batch["mask"]
+        yield *models.predict(model, batch["image"], batch["mask"].shape[-2:]), batch["mask"]
+
+
+def score_names(model: nn.Module, calibrated: bool = True) -> list[str]:
+    """The scores that can be had of a model: SML needs calibration, ``outlier`` its head."""
+    lacking = () if calibrated else ("sml_raw", "sml")
+    return [name for name in SCORE_NAMES if name not in lacking and (name != "outlier" or has_head(model))]
+
+
+def has_head(model: nn.Module) -> bool:
+    return hasattr(model, "outlier_head")
+
+
+def headline(model: nn.Module) -> str:
+    """The score that a model's headline numbers come from."""
+    return HEADLINE if has_head(model) else BASELINE
 
 
 # -------------------------------------------------------------------------------------- calibration
@@ -60,13 +76,13 @@ def calibrate(model: nn.Module, sets: dict, config) -> dict:
     statistics = {}
     for split in ("train", "val"):
         accumulator = ClassStatistics(len(sets[split].classes))
-        for logits, _ in _images(model, sets[split], config):
+        for logits, _, _ in each_image(model, sets[split], config):
             accumulator.update(logits)
         statistics[split] = accumulator.compute()
-    rankings = {name: PixelRanking() for name in SCORE_NAMES}
-    for logits, mask in _images(model, sets["val"], config):
+    rankings = {name: PixelRanking() for name in score_names(model)}
+    for logits, outlier, mask in each_image(model, sets["val"], config):
         normal = mask != data.IGNORE
-        for name, score in score_maps(logits, statistics["train"], SCORE_NAMES).items():
+        for name, score in score_maps(logits, statistics["train"], rankings, outlier).items():
             rankings[name].update(score[normal], torch.zeros_like(score[normal], dtype=torch.bool))
     thresholds = {name: r.quantile(QUANTILE) for name, r in rankings.items()}
     return {"statistics": statistics, "thresholds": thresholds, "quantile": QUANTILE}
@@ -132,26 +148,26 @@ def evaluate(model: nn.Module, dataset, config, calibration: dict | None, statis
     ``calibration`` comes with a checkpoint of this project; without it (a bare state dict) SML and the
     fixed thresholds are left out, which is printed. ``statistics`` says which split SML's come from.
     """
-    names = SCORE_NAMES if calibration else tuple(SCORES)
+    names, best = score_names(model, bool(calibration)), headline(model)
     if not calibration:
         print("no calibration in the weights: sml, sml_raw and fixed thresholds are left out")
     thresholds = calibration["thresholds"] if calibration else {}
     class_statistics = calibration["statistics"][statistics] if calibration else None
     meters = {name: _ScoreMeter(thresholds.get(name)) for name in names} if dataset.anomaly is not None else {}
     matrices = []
-    for logits, mask in _images(model, dataset, config):
+    for logits, outlier, mask in each_image(model, dataset, config):
         if dataset.classes:
             matrices.append(_confusion(logits.max(1).indices, mask, dataset))
         if meters:
-            _update(meters, score_maps(logits, class_statistics, names), mask, dataset)
+            _update(meters, score_maps(logits, class_statistics, names, outlier), mask, dataset)
     metrics = {"images": len(dataset)}
     if matrices:
         metrics |= _segmentation_metrics(np.stack(matrices), dataset)
-    if meters and not meters[HEADLINE].pooled().positives:
+    if meters and not meters[best].pooled().positives:
         print(f"no anomalous pixel in the {dataset.split} split: scores are not measured")
         meters = {}
     if meters:
-        metrics |= _anomaly_metrics(meters, bool(dataset.optional))
+        metrics |= _anomaly_metrics(meters, best, bool(dataset.optional))
     curves = {name: meter.pooled().curves() for name, meter in meters.items()}
     return Evaluation(metrics, curves)
 
@@ -183,7 +199,7 @@ def _segmentation_metrics(matrices: np.ndarray, dataset) -> dict:
     }
 
 
-def _anomaly_metrics(meters: dict[str, _ScoreMeter], has_optional: bool) -> dict:
+def _anomaly_metrics(meters: dict[str, _ScoreMeter], best: str, has_optional: bool) -> dict:
     protocols = {"pooled": {n: _bounded(m.pooled().compute()) for n, m in meters.items()}}
     protocols["per_image"] = {n: _mean(m.per_image[False]) for n, m in meters.items()}
     if has_optional:
@@ -195,9 +211,9 @@ def _anomaly_metrics(meters: dict[str, _ScoreMeter], has_optional: bool) -> dict
         scores[name] = {"aupr_interval": interval}
         if meter.threshold is not None:
             scores[name] |= meter.at_threshold()
-    headline = {key: protocols["pooled"][HEADLINE][key] for key in KEYS}
-    base_rate = meters[HEADLINE].pooled().base_rate
-    return {"score": HEADLINE, **headline, "base_rate": base_rate, "protocols": protocols, "scores": scores}
+    top = {key: protocols["pooled"][best][key] for key in KEYS}
+    base_rate = meters[best].pooled().base_rate
+    return {"score": best, **top, "base_rate": base_rate, "protocols": protocols, "scores": scores}
 
 
 def _bounded(result: dict) -> dict[str, float]:
@@ -220,6 +236,7 @@ class Prediction:
     classes: np.ndarray  # int64 predicted labels
     confidence: np.ndarray  # float32 softmax probability of the predicted class
     logits: torch.Tensor  # (1,C,H,W)
+    outlier: torch.Tensor | None = None  # (1,H,W) score, of a model with that head
 
 
 @torch.inference_mode()
@@ -227,9 +244,10 @@ def predict(model: nn.Module, image: np.ndarray, config, mask: np.ndarray | None
     """Segment one image uint8 (H,W,3)."""
     model = model.to(settings.DEVICE, memory_format=torch.channels_last).eval()
     tensor = data.preprocess(torch.from_numpy(image).permute(2, 0, 1), config.image_size)
-    logits = predict_logits(model, training.to_device(tensor[None]), image.shape[:2]).cpu()
+    found = models.predict(model, training.to_device(tensor[None]), image.shape[:2])
+    logits, outlier = (part if part is None else part.cpu() for part in found)
     confidence, classes = logits.softmax(1).max(1)
-    return Prediction(name, image, mask, classes[0].numpy(), confidence[0].numpy(), logits)
+    return Prediction(name, image, mask, classes[0].numpy(), confidence[0].numpy(), logits, outlier)
 
 
 def predict_samples(model: nn.Module, dataset, config, indices: Sequence[int]) -> list[Prediction]:

@@ -11,8 +11,9 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from src import plots
+from src.metrics import ranking
 from src.road import data
-from src.road.evaluate import HEADLINE, Prediction, predict, predict_samples, sample_report
+from src.road.evaluate import Prediction, headline, predict, predict_samples, sample_report, score_names
 from src.road.scores import (
     dilated_smoothing,
     max_logit,
@@ -123,20 +124,26 @@ def sml_stages(logits: torch.Tensor, statistics: dict) -> dict[str, torch.Tensor
     }
 
 
-def logit_distributions(logits: Sequence[torch.Tensor], masks: Sequence[np.ndarray], dataset) -> Figure:
-    """Max logit by predicted class (5th..95th percentile, median), normal pixels beside anomalous ones."""
+def logit_distributions(
+    logits: Sequence[torch.Tensor], masks: Sequence[np.ndarray], dataset, classes: Sequence[data.LabelClass] = ()
+) -> Figure:
+    """Max logit by predicted class (5th..95th percentile, median), normal pixels beside anomalous ones.
+
+    ``classes`` are the model's where the data set names none.
+    """
+    entries = dataset.classes or classes
     values = np.concatenate([x.max(1).values.flatten().numpy() for x in logits])
     classes = np.concatenate([x.max(1).indices.flatten().numpy() for x in logits])
     truth = np.concatenate([mask.ravel() for mask in masks])
     figure, axis = plt.subplots(figsize=(plots.WIDTH, 3.4))
-    groups = {"normal": truth != dataset.anomaly, "anomalous": truth == dataset.anomaly}
+    groups = {"normal": (truth != dataset.anomaly) & (truth != data.IGNORE), "anomalous": truth == dataset.anomaly}
     for shift, (name, group) in zip((-0.17, 0.17), groups.items(), strict=True):
-        shown = [c for c in range(len(dataset.classes)) if (group & (classes == c)).sum() >= 20]
+        shown = [c for c in range(len(entries)) if (group & (classes == c)).sum() >= 20]
         quantiles = np.array([np.percentile(values[group & (classes == c)], (5, 50, 95)) for c in shown])
         at = np.array(shown) + shift
         axis.vlines(at, quantiles[:, 0], quantiles[:, 2], color=plots.COLORS[name == "anomalous"], linewidth=3)
         axis.plot(at, quantiles[:, 1], "o", color=plots.COLORS[name == "anomalous"], label=name)
-    names = [entry.name for entry in dataset.classes]
+    names = [entry.name for entry in entries]
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axis.set(ylabel="max logit", xlabel="predicted class")
     axis.legend()
@@ -149,10 +156,11 @@ def write_prediction(trained, file: Path, out: Path) -> dict:
     image = data.read_image(file)
     item = predict(trained.model, image, trained.config, name=file.name)
     kind = data.DATASETS[trained.config.dataset]
-    score = score_maps(item.logits, None, (HEADLINE,))[HEADLINE][0].numpy()
+    best = headline(trained.model)
+    score = score_maps(item.logits, None, (best,), item.outlier)[best][0].numpy()
     written = {
         "overlay": plots.overlay(image, data.mask_to_rgb(item.classes, kind)),
-        HEADLINE: plots.heat(score, *np.percentile(score, (1, 99))),
+        best: plots.heat(score, *np.percentile(score, (1, 99))),
     }
     out.mkdir(parents=True, exist_ok=True)
     row = {"image": str(file)}
@@ -163,7 +171,7 @@ def write_prediction(trained, file: Path, out: Path) -> dict:
     row["mean_confidence"] = round(float(item.confidence.mean()), 4)
     row["max_score"] = round(float(score.max()), 4)
     if trained.calibration:
-        threshold = trained.calibration["thresholds"][HEADLINE]
+        threshold = trained.calibration["thresholds"][best]
         row |= {"threshold": round(threshold, 4), "share_above_threshold": round(float((score >= threshold).mean()), 4)}
     return row
 
@@ -180,6 +188,28 @@ def failures(predictions: Sequence[Prediction], dataset, count: int) -> list[Pre
     return [predictions[i] for i in order[:count]]
 
 
+def found_and_missed(trained, dataset, count: int = 3) -> Figure:
+    """The images whose anomalies the headline score ranks best (by AUPR), and worst, with outline and score map."""
+    best, order = headline(trained.model), []
+    for index in range(len(dataset)):
+        (item,) = predict_samples(trained.model, dataset, trained.config, [index])
+        score = score_maps(item.logits, None, (best,), item.outlier)[best][0]
+        mask = torch.from_numpy(item.mask)
+        known = mask != data.IGNORE
+        if (mask == dataset.anomaly).any():
+            order.append((ranking(score[known], mask[known] == dataset.anomaly)["aupr"].value, index))
+    order.sort(reverse=True)
+    shown = order[:count] + order[-count:]
+    items = predict_samples(trained.model, dataset, trained.config, [index for _, index in shown])
+    statistics = trained.calibration["statistics"]["train"]
+    maps = [score_maps(item.logits, statistics, ("max_logit", best), item.outlier) for item in items]
+    figure = score_grid(items, maps, dataset)
+    for axis, (aupr, _) in zip(figure.axes[:: len(maps[0]) + 1], shown, strict=True):
+        axis.text(0.02, 0.97, f"AUPR {aupr:.2f}", transform=axis.transAxes, va="top", color="white",
+                  bbox={"facecolor": "black", "alpha": 0.6, "pad": 1.5, "linewidth": 0})  # fmt: skip
+    return figure
+
+
 def draw_all(trained, name: str, sets: dict) -> list[Path]:
     """Qualitative figures and failures of each split, score maps of the test split, learning curves.
 
@@ -194,10 +224,17 @@ def draw_all(trained, name: str, sets: dict) -> list[Path]:
             drawn[f"{split}_failures"] = comparison_grid(failures(predictions, dataset, 2), dataset)
         if dataset.anomaly is not None and split == "test":
             calibration = trained.calibration
-            names = ("msp", "max_logit", "sml") if calibration else ("msp", "max_logit")
+            known = score_names(trained.model, bool(calibration))
+            names = [name for name in ("max_logit", "sml", "outlier") if name in known]
             statistics = calibration["statistics"]["train"] if calibration else None
-            maps = [score_maps(item.logits, statistics, names) for item in predictions[::3]]
+            maps = [score_maps(item.logits, statistics, names, item.outlier) for item in predictions[::3]]
             drawn["scores"] = score_grid(predictions[::3], maps, dataset)
+            known_classes = data.dataset_class(trained.config.dataset).classes
+            drawn["logits"] = logit_distributions(
+                [item.logits for item in predictions], [item.mask for item in predictions], dataset, known_classes
+            )
+            if calibration:
+                drawn["found"] = found_and_missed(trained, dataset)
     if trained.history and name == trained.config.dataset:
         best = max(trained.history, key=lambda row: row["miou"])["epoch"]
         drawn["curves"] = plots.learning_curves(trained.history, ("miou", "pixel_accuracy"), best)

@@ -16,6 +16,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
 from torchvision.models.segmentation.fcn import FCNHead
 
 from src import checkpoints, settings
+from src.road.outliers import tapped
 
 BACKBONES = ("resnet50", "resnet18", "mobilenet_v2")
 ATROUS_RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
@@ -132,8 +133,12 @@ def segmentation_loss(
 
 
 @torch.inference_mode()
-def predict_logits(model: nn.Module, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Logits (B,C,H,W) float32 at ``size``, bilinear from the model's own resolution (no auxiliary head)."""
-    features = model.backbone(images)["out"]
-    logits = model.classifier(features).float()
-    return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+def predict(model: nn.Module, images: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Logits (B,C,H,W) and the outlier score (B,H,W), None of a model without that head.
+
+    float32 at ``size``, bilinear from the model's own resolution; the auxiliary head stays idle.
+    """
+    head = getattr(model, "outlier_head", None)
+    features = tapped(model.backbone, head.names, images) if head else {"out": model.backbone(images)["out"]}
+    logits = F.interpolate(model.classifier([*features.values()][-1]).float(), size, mode="bilinear")
+    return logits, F.interpolate(head(features)[:, None].float(), size, mode="bilinear")[:, 0] if head else None

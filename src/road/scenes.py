@@ -89,8 +89,8 @@ def _town(split, index):
     return SPLITS[split].towns[index % len(SPLITS[split].towns)]
 
 
-def render_scene(split: str, index: int, size=(180, 320), seed: int = 42):
-    """Draw scene `index` of a split; the same arguments always give the same bytes.
+def render_scene(split: str, index: int, size=(180, 320), seed: int = 42, anomalous: bool | None = None):
+    """Draw scene `index` of a split; the same arguments always give the same bytes. `anomalous`: None = in test alone.
 
     Returns (image uint8 (H, W, 3), mask uint8 (H, W) with classes 0..12 and in test 13, info dict with the town,
     the weather and for every anomaly its family and visible box (x0, y0, x1, y1) in pixels, ends exclusive).
@@ -105,7 +105,8 @@ def render_scene(split: str, index: int, size=(180, 320), seed: int = 42):
     canvas.quad(-500 * X, X, Z, (1000, 600), street.ground)
     draw_skyline(canvas, town, rng)
     furnish(canvas, street, town, rng)
-    anomalies = add_anomalies(canvas, street, rng) if split == "test" else []
+    wanted = split == "test" if anomalous is None else anomalous
+    anomalies = add_anomalies(canvas, street, rng) if wanted else []
     draw_sky(canvas, rng)
     info = {"town": _town(split, index), "weather": weather, "anomalies": anomalies}
     return develop(canvas, rng), canvas.label[::2, ::2].copy(), info

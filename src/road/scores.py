@@ -240,13 +240,18 @@ def sml(
 
 
 def score_maps(
-    logits: Tensor, statistics: Mapping[str, Tensor] | None = None, names: Iterable[str] = tuple(SCORES)
+    logits: Tensor,
+    statistics: Mapping[str, Tensor] | None = None,
+    names: Iterable[str] = tuple(SCORES),
+    outlier: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Scores by name, each (B, H, W): those of `SCORES`, "sml_raw" (standardized only) and "sml" (in full).
+    """Scores by name, each (B, H, W): those of `SCORES`, "sml_raw" (standardized only), "sml" (in full), "outlier".
 
-    Raises ValueError for an unknown name, and for SML without `statistics`.
+    The last is what `outliers.OutlierHead` said, (B, H, W), passed through. Raises ValueError for an unknown name, for
+    SML without `statistics` and for "outlier" without it.
     """
     known = SCORES | {
+        "outlier": lambda _: outlier,
         "sml_raw": partial(standardized_max_logits, statistics=statistics),
         "sml": partial(sml, statistics=statistics),
     }
@@ -254,7 +259,9 @@ def score_maps(
     for name in names:
         if name not in known:
             raise ValueError(f"unknown score {name!r}: choose from {list(known)}")
-        if name not in SCORES and statistics is None:
+        if name == "outlier" and outlier is None:
+            raise ValueError("'outlier' needs a model with an outlier head: train with outlier_epochs above 0")
+        if name.startswith("sml") and statistics is None:
             raise ValueError(f"{name!r} needs class statistics: pass ClassStatistics.compute()'s result")
         maps[name] = known[name](logits)
     return maps

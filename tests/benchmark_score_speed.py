@@ -1,0 +1,88 @@
+"""Times what a score costs beside the forward pass that it needs. Not collected by pytest.
+
+    python -m tests.benchmark_score_speed [--repeat 5] [--json OUT]
+
+One image: the ``full`` model (DeepLabV3-ResNet50, random weights) at 720 x 1280, and the committed CamVid model at
+its own size, 540 x 960, with scores at 720 x 1280. Median seconds: ``forward`` (backbone, class layers, logits at the
+image's size), ``sml`` (standardized, suppressed, smoothed) and ``outlier`` (the head and its enlarging) after it.
+"""
+
+import argparse
+import statistics
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from src import results, road, settings
+from src.road.outliers import tapped
+from src.road.scores import ClassStatistics, sml
+
+SIZE = (720, 1280)
+
+
+def timed(work) -> tuple[float, object]:
+    start = time.perf_counter()
+    value = work()
+    if settings.DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, value
+
+
+@torch.inference_mode()
+def measure(model, size: tuple[int, int], repeat: int) -> dict[str, float]:
+    """Median seconds of each part, and the scores' shares of the forward pass."""
+    model = model.to(settings.DEVICE, memory_format=torch.channels_last).eval()
+    image = torch.randn(1, 3, *size, device=settings.DEVICE).contiguous(memory_format=torch.channels_last)
+    head = model.outlier_head
+
+    def enlarge(x):
+        return F.interpolate(x.float(), SIZE, mode="bilinear")
+
+    rows = []
+    for _ in range(repeat + 1):
+        deep, features = timed(lambda: tapped(model.backbone, head.names, image))
+        rest, logits = timed(lambda: enlarge(model.classifier([*features.values()][-1])))  # noqa: B023
+        calibration = ClassStatistics(logits.shape[1])
+        calibration.update(logits)
+        found = calibration.compute()
+        standardized, _ = timed(lambda: sml(logits, found))  # noqa: B023
+        outlier, _ = timed(lambda: enlarge(head(features)[:, None]))  # noqa: B023
+        rows.append((deep + rest, standardized, outlier))
+    forward, standardized, outlier = (statistics.median(column) for column in zip(*rows[1:], strict=True))
+    return {
+        "forward": forward,
+        "sml": standardized,
+        "outlier": outlier,
+        "sml_share": standardized / forward,
+        "outlier_share": outlier / forward,
+    }
+
+
+def main() -> None:
+    """Measure, print, and write the record if asked."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--repeat", type=int, default=5)
+    options.add_argument("--json", type=Path, help="such as assets/results/road/score_speed.json")
+    arguments = options.parse_args()
+    start, full = time.monotonic(), road.Config.full()
+    real = road.load(road.weights_path(road.Config.real()), road.Config.real())
+    found = {
+        "full": measure(road.build_model(full), SIZE, arguments.repeat),
+        "real": measure(real.model, (540, 960), arguments.repeat),
+    }
+    for name, row in found.items():
+        print(name, {key: round(value, 4) for key, value in row.items()})
+    if arguments.json:
+        command = f"python -m tests.benchmark_score_speed --repeat {arguments.repeat}"
+        record = results.provenance(
+            command, asdict(full), {"image": "random numbers"}, f"median of {arguments.repeat} runs after one more; "
+            "full: 720 x 1280 image and scores; real: 540 x 960 image, scores at 720 x 1280", time.monotonic() - start
+        )  # fmt: skip
+        results.write(record | found, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

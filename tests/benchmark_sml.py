@@ -1,0 +1,113 @@
+"""Takes standardized max logits apart: what each step is worth, and where false alarms come from.
+
+    python -m tests.benchmark_sml --weights FILE [--dataset NAME] [--root DIR] [--split S] [--json OUT]
+
+One pass over a split. ``variants``: pooled AUPR of SML with statistics of train or val, with and without boundary
+suppression and smoothing, at the published radii and scaled with the image's height. ``class_mean``: minus the mean max
+logit of the *predicted* class alone, which is what standardising takes out of max logit. ``classes``: of the normal
+pixels predicted as a class, the share above the threshold that 95 % of normal validation pixels stay below; and of all
+anomalous pixels, the share predicted as it. Not collected by pytest.
+"""
+
+import argparse
+import importlib
+import time
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from src import results, road, settings
+from src.metrics import PixelRanking
+from src.road import data
+from src.road.scores import max_logit, score_maps, sml
+
+evaluation = importlib.import_module("src.road.evaluate")  # ``road.evaluate`` is the door of that name
+PROTOCOL = (
+    "variants: pooled AUPR over all labelled pixels, anomalies against the rest. classes: of the normal pixels "
+    "predicted as a class, the share above the threshold that 95 % of normal validation pixels stay below; "
+    "normal_share and anomaly_share: how predictions spread over classes. false_alarms: that share over all normal pixels."
+)
+ALARMS = ("max_logit", "sml", "outlier")
+
+
+def variants(logits: torch.Tensor, calibration: dict) -> dict[str, torch.Tensor]:
+    """Name -> score (1,H,W)."""
+    found = {"max_logit": max_logit(logits)}
+    mean = calibration["statistics"]["train"]["mean"].to(logits.device)
+    found["class_mean"] = -mean[logits.max(1).indices]
+    for split, suppress, smooth in product(("train", "val"), (False, True), (False, True)):
+        steps = "+".join(name for name, on in (("suppress", suppress), ("smooth", smooth)) if on) or "raw"
+        statistics = calibration["statistics"][split]
+        found[f"{split} {steps}"] = sml(logits, statistics, suppress=suppress, smooth=smooth)
+    unscaled = calibration["statistics"]["train"]
+    found["train suppress+smooth, published radii"] = sml(logits, unscaled, reference_height=None)
+    return found
+
+
+def measure(trained, samples) -> dict:
+    """The record's ``variants`` (where there are anomalies) and ``classes``."""
+    classes = [entry.name for entry in data.dataset_class(trained.config.dataset).classes]
+    names = [name for name in evaluation.score_names(trained.model) if name in ALARMS]
+    thresholds, rankings = trained.calibration["thresholds"], {}
+    normal, alarms = torch.zeros(len(classes)), {name: torch.zeros(len(classes)) for name in names}
+    anomalous = torch.zeros(len(classes))
+    for logits, outlier, mask in evaluation.each_image(trained.model, samples, trained.config):
+        known, anomaly = mask != data.IGNORE, mask == (samples.anomaly if samples.anomaly is not None else -1)
+        predicted, good = logits.max(1).indices, known & ~anomaly
+        normal += predicted[good].bincount(minlength=len(classes)).cpu()
+        anomalous += predicted[anomaly].bincount(minlength=len(classes)).cpu()
+        maps = score_maps(logits, trained.calibration["statistics"]["train"], names, outlier)
+        for name in names:
+            called = good & (maps[name] >= thresholds[name])
+            alarms[name] += predicted[called].bincount(minlength=len(classes)).cpu()
+        if samples.anomaly is not None:
+            for name, score in variants(logits, trained.calibration).items():
+                rankings.setdefault(name, PixelRanking()).update(score[known], anomaly[known])
+    rows = {
+        entry: {
+            "normal_share": float(normal[i] / normal.sum()),
+            "anomaly_share": float(anomalous[i] / anomalous.sum().clamp(min=1)),
+            **{name: float(alarms[name][i] / normal[i].clamp(min=1)) for name in names},
+        }
+        for i, entry in enumerate(classes)
+    }
+    overall = {name: float(alarms[name].sum() / normal.sum()) for name in names}
+    found = {"false_alarms": overall, "classes": rows}
+    if any(ranking.positives for ranking in rankings.values()):
+        found["variants"] = {name: ranking.compute()["aupr"].value for name, ranking in rankings.items()}
+        found["base_rate"] = rankings["max_logit"].base_rate
+    return found
+
+
+def main() -> None:
+    """Measure, print, and write the record if asked."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--weights", type=Path, required=True)
+    options.add_argument("--dataset", help="default: the model's own")
+    options.add_argument("--root", type=Path)
+    options.add_argument("--split", default="test")
+    options.add_argument("--json", type=Path, help="such as assets/results/road/mini_sml.json")
+    arguments = options.parse_args()
+    start = time.monotonic()
+    trained = road.load(arguments.weights, road.Config.mini())
+    name = arguments.dataset or trained.config.dataset
+    root = arguments.root or road.default_root(name)
+    samples = data.dataset_class(name)(root, arguments.split)
+    with torch.inference_mode():
+        found = measure(trained, samples)
+    for part in ("variants", "false_alarms"):
+        print(part, {key: round(value, 4) for key, value in found.get(part, {}).items()})
+    if arguments.json:
+        described = {"dataset": name, "split": arguments.split, **results.fingerprint(data.paths(samples), root)}
+        command = (
+            f"python -m tests.benchmark_sml --weights {arguments.weights} --dataset {name} --split {arguments.split}"
+        )
+        record = results.provenance(command, asdict(trained.config), described, PROTOCOL, time.monotonic() - start)
+        results.write(record | found, arguments.json)
+
+
+if __name__ == "__main__":
+    settings.seed_everything(settings.SEED)
+    main()
