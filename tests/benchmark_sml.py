@@ -27,7 +27,7 @@ evaluation = importlib.import_module("src.road.evaluate")  # ``road.evaluate`` i
 PROTOCOL = (
     "variants: pooled AUPR over all labelled pixels, anomalies against the rest. classes: of the normal pixels "
     "predicted as a class, the share above the threshold that 95 % of normal validation pixels stay below; "
-    "normal_share and anomaly_share: how predictions spread over classes. false_alarms: that share over all normal pixels."
+    "normal_share and anomaly_share: how predictions spread over classes. false_alarms: that share of all normal ones."
 )
 ALARMS = ("max_logit", "sml", "outlier")
 
