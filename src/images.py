@@ -34,5 +34,10 @@ def read_image(path: Path | str, mode: str | None = "RGB") -> np.ndarray:
 
 
 def normalize(image: torch.Tensor) -> torch.Tensor:
-    """uint8 (...,3,H,W) -> float32 in ImageNet's normalisation."""
+    """uint8, or floats in 0..1, (...,3,H,W) -> float32 in ImageNet's normalisation."""
     return F.normalize(F.to_dtype(image.as_subclass(torch.Tensor), torch.float32, scale=True), MEAN, STD)
+
+
+def denormalize(image: torch.Tensor) -> torch.Tensor:
+    """The inverse of ``normalize``: float32 (...,3,H,W) in 0..1, but for rounding."""
+    return image * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]

@@ -77,8 +77,7 @@ class Config(training.FitConfig):
         percent = () if dataset == "mvtec" else (70, 15, 15)
         return cls(dataset=dataset, percent=percent, crop_size=128, epochs=40, batch_size=4, lr=3e-4, weight_decay=1e-5,
                    schedule="cosine", warmup=20, backbone="squeezenet1_0", teacher_images="imagenet_sample",
-                   teacher_parts=True, teacher_epochs=50, teacher_batch_size=32, patches_per_image=16,
-                   teacher_lr=5e-4)  # fmt: skip
+                   teacher_epochs=90, teacher_batch_size=32, patches_per_image=16, teacher_lr=5e-4)  # fmt: skip
 
     @classmethod
     def full(cls) -> Self:

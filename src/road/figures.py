@@ -199,7 +199,7 @@ def found_and_missed(trained, dataset, count: int = 3) -> Figure:
         if (mask == dataset.anomaly).any():
             order.append((ranking(score[known], mask[known] == dataset.anomaly)["aupr"].value, index))
     order.sort(reverse=True)
-    shown = order[:count] + order[-count:]
+    shown = order[:count] + order[max(count, len(order) - count) :]
     items = predict_samples(trained.model, dataset, trained.config, [index for _, index in shown])
     statistics = trained.calibration["statistics"]["train"]
     maps = [score_maps(item.logits, statistics, ("max_logit", best), item.outlier) for item in items]

@@ -16,8 +16,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
 
 from src import settings, training
+from src.images import denormalize, normalize
 from src.metrics import PixelRanking
 from src.road.data import IGNORE, Augment, RoadDataset
 
@@ -30,6 +33,8 @@ TAPS = {
 SIZE = (0.04, 0.6)  # height of a pasted object in image heights, log-uniform
 WIDTH, DROPOUT = 256, 0.1
 LR, WEIGHT_DECAY = 1e-3, 1e-2
+CAMERAS = 0.7
+_JITTER = v2.ColorJitter(0.4, 0.4, 0.6, 0.08)
 _VALIDATION = 48  # images at most
 
 
@@ -161,15 +166,29 @@ def paste(image: Tensor) -> tuple[Tensor, Tensor]:
     return image, where
 
 
+def other_camera(image: Tensor) -> Tensor:
+    """The same view by another camera, in other light: float32 (3,H,W), normalised, to the same.
+
+    Without it the head takes any other camera's street for something pasted in.
+    """
+    pixels = _JITTER(denormalize(image).clamp(0, 1)) ** _log_uniform(0.6, 1.7)
+    pixels = pixels * torch.empty(3, 1, 1).uniform_(0.8, 1.2)
+    if torch.rand(()) < 0.4:
+        pixels = TF.gaussian_blur(pixels, [7, 7], [_uniform(0.3, 2.0)])
+    return normalize(pixels.add(torch.randn_like(pixels), alpha=_uniform(0, 0.04)).clamp(0, 1))
+
+
 class Pasted:
     """Training view with pasted objects: ``image`` float32 (3,h,w), ``mask`` int64 (h,w): 1 pasted, 0 not, IGNORE."""
 
-    def __init__(self, augment: Augment):
-        self.augment = augment
+    def __init__(self, augment: Augment, cameras: float = 0.0):
+        self.augment, self.cameras = augment, cameras  # share of the views by another camera
 
     def __call__(self, sample: dict) -> dict[str, Tensor]:
         view = self.augment(sample)
         image, where = paste(view["image"])
+        if torch.rand(()) < self.cameras:
+            image = other_camera(image)
         return {"image": image, "mask": torch.where(view["mask"] == IGNORE, IGNORE, 0).masked_fill(where, 1)}
 
 
@@ -219,7 +238,7 @@ def fit(model: nn.Module, train: RoadDataset, val: RoadDataset, config, run_dir:
                   schedule="cosine", warmup=20)  # fmt: skip
     return training.fit(
         head,
-        training.Batches(train, own, Pasted(augment)),
+        training.Batches(train, own, Pasted(augment, CAMERAS)),
         partial(loss, features=features),
         partial(validate, views=views, features=features, config=own),
         own,
