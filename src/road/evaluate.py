@@ -222,7 +222,10 @@ def _bounded(result: dict) -> dict[str, float]:
 
 
 def _mean(rows: list[list[float]]) -> dict[str, float]:
-    return dict(zip(KEYS, np.mean(rows, axis=0).tolist(), strict=True)) | {"images": len(rows)}
+    pairs = np.array([[row[0], 1] for row in rows])
+    interval = bootstrap(pairs, lambda total: total[0] / total[1])
+    means = dict(zip(KEYS, np.mean(rows, axis=0).tolist(), strict=True))
+    return means | {"aupr_interval": interval, "images": len(rows)}
 
 
 # ----------------------------------------------------------------------------------- single samples
