@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   python -m src road evaluate --dataset road_anomaly --root DIR --weights assets/weights/road/camvid.pth
   python -m src road predict street.jpg --weights assets/weights/road/camvid.pth --out build/street
   python -m src road train --profile real --root DIR --weights mobilenet_v2_imagenet.pth
+  python -m src road train --profile real --dataset camvid_cyclists --root DIR      CamVid, no cyclist ever seen
   python -m src defects train                        teacher and students of the mini categories
   python -m src defects evaluate --dataset magnetic_tile --root DIR --weights assets/weights/defects/magnetic_tile.pth
   python -m src defects train --profile real --dataset folder --root DIR      on images/good of your own parts
