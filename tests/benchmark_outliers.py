@@ -71,7 +71,7 @@ def features(trained, image: torch.Tensor) -> dict[str, torch.Tensor]:
     pixels = training.to_device(data.preprocess(image, trained.config.image_size)[None])
     found = tapped(model.backbone, TAPS[trained.config.backbone], pixels)
     deepest = [*found.values()][-1]
-    decoder = model.classifier[:-1](deepest)
+    decoder = nn.Sequential(*list(model.classifier)[:-1])(deepest)
     size = deepest.shape[-2:]
     pooled = {f"tap {name}": F.adaptive_avg_pool2d(value, size)[0] for name, value in found.items()}
     head = {"outlier head": model.outlier_head(found)} if hasattr(model, "outlier_head") else {}

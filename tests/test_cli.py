@@ -16,7 +16,7 @@ from tests.conftest import MINI_COUNTS
 
 HEADLINE = ("miou", "pixel_accuracy", "aupr", "auroc", "fpr95", "f1_max")
 PROVENANCE = ("command", "git_revision", "config", "seed", "data", "protocol", "wall_time", "device")
-TINY = ("epochs=1", "batch_size=4", "width=0.25", "image_size=(48,80)", "workers=0")
+TINY = ("epochs=1", "batch_size=4", "width=0.25", "image_size=(48,80)", "workers=0", "outlier_epochs=1")
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,8 @@ def test_train_writes_weights_that_hold_their_config(mini_root, folders, capsys)
     assert content["config"]["image_size"] == [48, 80] and content["config"]["width"] == 0.25
     assert content["epoch"] == 1 and content["step"] == 2 and content["metric"]["name"] == "miou"
     assert set(content["extras"]["calibration"]["statistics"]) == {"train", "val"}
-    assert (folders / "runs/road/mini/last.pth").exists()
+    assert {"outlier", "max_logit", "sml"} < set(content["extras"]["calibration"]["thresholds"])
+    assert (folders / "runs/road/mini/last.pth").exists() and (folders / "runs/road/mini/outliers/last.pth").exists()
 
 
 def test_train_takes_the_data_set_named(camvid_root, folders):
@@ -158,16 +159,17 @@ def test_predict_refuses_files_whose_pictures_would_overwrite_each_other(tiny_we
 def test_figures_are_written(mini_root, tiny_weights, folders, capsys):
     assert run("figures", "--root", mini_root, "--weights", tiny_weights) == 0
     expected = {f"mini_{split}_{kind}" for split in ("val", "test") for kind in ("six", "grid", "failures")}
-    expected |= {"mini_scores", "mini_curves"}
+    expected |= {"mini_scores", "mini_logits", "mini_found", "mini_curves"}
     written = {path.stem: path for path in (folders / "figures/road").glob("*.png")}
-    assert set(written) == expected and len(capsys.readouterr().out.splitlines()) == 8
+    assert set(written) == expected and len(capsys.readouterr().out.splitlines()) == len(expected)
     assert all(Image.open(path).size[0] > 500 for path in written.values())
 
 
 def test_figures_of_a_bare_state_dict_on_another_set(road_anomaly_root, bare_weights, folders):
     arguments = ("--dataset", "road_anomaly", "--root", road_anomaly_root, "--weights", bare_weights)
     assert run("figures", *arguments, *TINY) == 0
-    assert [path.name for path in (folders / "figures/road").iterdir()] == ["road_anomaly_scores.png"]
+    names = {path.name for path in (folders / "figures/road").iterdir()}
+    assert names == {"road_anomaly_scores.png", "road_anomaly_logits.png"}  # those found need calibrated scores
 
 
 # --------------------------------------------------------------------------------------------- errors

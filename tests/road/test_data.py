@@ -89,6 +89,76 @@ def test_camvid_void_is_ignored(camvid_root):
     assert dataset.anomaly is None and len(dataset.classes) == 11
 
 
+@pytest.fixture(scope="module")
+def cyclists_root(tmp_path_factory) -> Path:
+    """CamVid's layout: 50 train frames, in every fifth a cyclist (label 10), 4 test frames, and a val folder in ruins.
+
+    A frame's number is its grey; each has void (label 11) in its last row.
+    """
+    root = tmp_path_factory.mktemp("cyclists")
+    for split, count in (("train", 50), ("test", 4)):
+        for number in range(count):
+            labels = np.full(SIZE, number % 10, np.uint8)
+            labels[-1] = 11
+            if split == "test" or number % 5 == 3:
+                labels[2, : number // 5 + 1] = 10
+            name = f"{'0006R0_f' if number < 30 else '0016E5_'}{number:05d}.png"
+            write(root / split / name, np.full((*SIZE, 3), number, np.uint8))
+            write(root / f"{split}annot" / name, labels)
+    write(root / "val" / "alone.png", np.zeros((*SIZE, 3), np.uint8))
+    (root / "valannot").mkdir()
+    (root / "valannot" / "broken.png").write_text("no picture")
+    return root
+
+
+def test_cyclists_are_held_out_of_training_and_validation(cyclists_root):
+    sets = {split: data.CamVidCyclists(cyclists_root, split) for split in ("train", "val")}
+    frames = {split: [int(sample["image"][0, 0, 0]) for sample in dataset] for split, dataset in sets.items()}
+    free = [number for number in range(50) if number % 5 != 3]
+    assert sorted(frames["train"] + frames["val"]) == free and not set(frames["train"]) & set(frames["val"])
+    assert frames["val"] == sorted(frames["val"]) and frames["train"] == sorted(frames["train"])
+    assert frames["val"] == [free[i] for block in (2, 7, 12, 17) for i in range(2 * block, 2 * block + 2)]
+    for dataset in sets.values():
+        masks = [dataset.read_mask(index) for index in range(len(dataset))]
+        assert set(np.unique(masks)) == {*{number % 10 for number in frames[dataset.split]}, data.IGNORE}
+        assert all(path.parent.name in ("train", "trainannot") for path in data.paths(dataset))
+
+
+@pytest.mark.parametrize("frames", [40, 47])
+def test_blocks_are_runs_of_neighbouring_frames(cyclists_root, tmp_path, frames):
+    """Also where the blocks are not all as long."""
+    for folder in ("train", "trainannot"):
+        for path in sorted((cyclists_root / folder).iterdir())[:frames]:
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / path.name).symlink_to(path)
+    train, val = (data.CamVidCyclists(tmp_path, split).pairs for split in ("train", "val"))
+    held_out = [pair in val for pair in sorted(train + val)]
+    assert sum(held_out) == pytest.approx(len(held_out) / 5, abs=4)  # less than a frame a block
+    starts = [index for index in range(1, len(held_out)) if held_out[index] > held_out[index - 1]]
+    assert len(starts) == 4 and starts[0] >= 3
+
+
+def test_cyclists_are_to_be_found_in_every_official_test_frame(cyclists_root):
+    dataset = data.CamVidCyclists(cyclists_root, "test")
+    assert len(dataset) == 4 and dataset.anomaly == 10
+    for index in range(4):
+        raw, mask = np.array(Image.open(dataset.pairs[index][1])), dataset.read_mask(index)
+        assert (raw == 10).any() and np.array_equal(mask == dataset.anomaly, raw == 10)
+        assert np.array_equal(mask == data.IGNORE, raw == 11)
+    known = data.known_only(torch.from_numpy(mask), dataset)
+    assert not (known == 10).any() and (known == data.IGNORE).sum() > (mask == data.IGNORE).sum()
+
+
+def test_cyclists_are_no_class(cyclists_root):
+    assert [entry.name for entry in data.CamVidCyclists.classes] == [c.name for c in data.CamVid.classes[:-1]]
+    config = road.Config.real("camvid_cyclists")
+    assert road.default_root(config.dataset) == road.default_root("camvid") and config.dataset in road.REAL
+    model = road.build_model(road.Config(dataset="camvid_cyclists", width=0.25))
+    assert model.classifier[4].out_channels == 10
+    with pytest.raises(settings.InputError, match="classes of camvid_cyclists.*on camvid"):
+        road.evaluate(config, model, cyclists_root, dataset="camvid")
+
+
 def test_road_anomaly_has_a_test_split_alone(road_anomaly_root):
     dataset = data.RoadAnomaly(road_anomaly_root, "test")
     assert [sample["name"] for sample in dataset] == ["images/1.jpg", "images/2.jpg", "images/10.jpg"]
@@ -341,7 +411,7 @@ def test_mask_to_rgb_uses_the_palette():
     assert np.array_equal(data.mask_to_rgb(torch.tensor(mask, dtype=torch.uint8), data.StreetHazards), colors)
 
 
-@pytest.mark.parametrize("kind", [data.StreetHazards, data.CamVid, data.RoadAnomaly])
+@pytest.mark.parametrize("kind", [data.StreetHazards, data.CamVid, data.CamVidCyclists, data.RoadAnomaly])
 def test_colours_differ(kind):
     labels = [*range(len(kind.classes)), data.IGNORE, *([kind.anomaly] if kind.anomaly is not None else [])]
     assert len({tuple(color) for color in data.mask_to_rgb(np.array([labels]), kind)[0]}) == len(labels)

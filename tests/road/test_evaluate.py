@@ -1,5 +1,8 @@
 """Every number of an evaluation recomputed with scikit-learn from hand-made logits that a stub model gives."""
 
+from pathlib import Path
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -18,7 +21,7 @@ from torch import nn
 
 from src import road, settings
 from src.images import MEAN, STD
-from src.road import data, evaluation, scores
+from src.road import data, evaluation, figures, scores
 
 SIZE = (24, 32)
 CONFIG = road.Config(image_size=(6, 8))  # the logits come at the masks' size whatever the model sees
@@ -26,18 +29,45 @@ ANOMALY = data.StreetHazards.anomaly
 AREAS = (40, 9, 100, 60, 25, 80, 15, 50)  # anomalous pixels of the images that hold any
 
 
+def grey_index(images: torch.Tensor) -> torch.Tensor:
+    return ((images[:, 0, 0, 0] * STD[0] + MEAN[0]) * 255 / 8).round().long()
+
+
+class Backbone(dict):
+    """Named modules that can be called, as torchvision's backbones are."""
+
+    def __call__(self, images):
+        return {"out": self["index"](images)}
+
+
 class Stub(nn.Module):
     """Gives ``logits[i]`` (C,H,W) for any image of the even grey 8 * i."""
 
     def __init__(self, logits: np.ndarray):
         super().__init__()
-        self.logits = torch.from_numpy(logits)
-
-    def backbone(self, images):
-        return {"out": ((images[:, 0, 0, 0] * STD[0] + MEAN[0]) * 255 / 8).round().long()}
+        self.logits, self.backbone = torch.from_numpy(logits), Backbone(index=grey_index)
 
     def classifier(self, index):
         return self.logits[index.cpu()].to(index.device)
+
+
+class Head:
+    """Gives ``outliers[i]`` (H,W) for that image."""
+
+    names = ("index",)
+
+    def __init__(self, outliers: np.ndarray):
+        self.outliers = torch.from_numpy(outliers)
+
+    def __call__(self, features):
+        return self.outliers[features["index"].cpu()].to(features["index"].device)
+
+
+def stub(logits: np.ndarray, outliers: np.ndarray) -> Stub:
+    """A ``Stub`` with the head that scores outliers."""
+    model = Stub(logits)
+    model.outlier_head = Head(outliers)
+    return model
 
 
 def write_pair(image_path, mask_path, index: int, mask: np.ndarray) -> None:
@@ -75,11 +105,12 @@ class Case:
         truth = np.where(self.masks == ANOMALY, 0, self.masks)[:, None]
         boost = np.where(self.masks == ANOMALY, 0, 2)[:, None].astype(np.float32)
         np.put_along_axis(self.logits, truth, np.take_along_axis(self.logits, truth, 1) + boost, 1)
+        self.outliers = rng.normal(0, 1, (10, *SIZE)).astype(np.float32) + np.float32(self.masks == ANOMALY)
         self.dataset = street_hazards(root, self.masks)
         self.calibration = calibration_for(13)
         thresholds = {name: float(np.quantile(self.score(name), 0.9)) for name in evaluation.SCORE_NAMES}
         self.calibration["thresholds"] = thresholds
-        self.model = Stub(self.logits)
+        self.model = stub(self.logits, self.outliers)
         self.result = evaluation.evaluate(self.model, self.dataset, CONFIG, self.calibration)
         self.metrics = self.result.metrics
 
@@ -97,6 +128,7 @@ class Case:
             "energy": lambda: -np.log(np.exp(x).sum(1)),
             "sml_raw": lambda: -(best - mean) / std,
             "sml": lambda: scores.sml(torch.from_numpy(self.logits), chosen).numpy(),
+            "outlier": lambda: self.outliers,
         }[name]()
 
 
@@ -163,12 +195,32 @@ def test_per_image_numbers_skip_images_without_anomaly(case, name, ignored, prot
     rows = [reference(score[i][kept[i]], case.masks[i][kept[i]] == ANOMALY) for i in range(len(AREAS))]
     found = case.metrics["protocols"][protocol][name]
     assert_equal(found, {key: np.mean([row[key] for row in rows]) for key in rows[0]} | {"images": len(AREAS)})
+    low, high = found["aupr_interval"]
+    spread = 1.96 * np.std([row["aupr"] for row in rows]) / len(rows) ** 0.5  # of a mean, were it normal
+    assert (found["aupr"] - low, high - found["aupr"]) == pytest.approx((spread, spread), rel=0.35)
 
 
 def test_headline_is_the_pooled_score_named(case):
-    assert case.metrics["score"] == evaluation.HEADLINE == "max_logit"
-    assert_equal(case.metrics, reference(case.score("max_logit").ravel(), (case.masks == ANOMALY).ravel()))
+    assert case.metrics["score"] == evaluation.headline(case.model) == "outlier"
+    assert_equal(case.metrics, reference(case.outliers.ravel(), (case.masks == ANOMALY).ravel()))
     assert case.metrics["base_rate"] == pytest.approx(sum(AREAS) / case.masks.size)
+
+
+def test_a_model_without_the_head_has_the_baseline_as_headline(case):
+    model = Stub(case.logits)
+    metrics = evaluation.evaluate(model, case.dataset, CONFIG, case.calibration).metrics
+    assert metrics["score"] == evaluation.headline(model) == "max_logit"
+    assert_equal(metrics, reference(case.score("max_logit").ravel(), (case.masks == ANOMALY).ravel()))
+    pooled = {name: row for name, row in case.metrics["protocols"]["pooled"].items() if name != "outlier"}
+    assert metrics["protocols"]["pooled"] == pooled and "outlier" not in metrics["scores"]
+
+
+@pytest.mark.parametrize("calibrated, added", [(True, ["sml_raw", "sml"]), (False, [])])
+def test_the_scores_that_can_be_had(case, calibrated, added):
+    names = [*scores.SCORES, *added]
+    assert evaluation.score_names(Stub(case.logits), calibrated) == names
+    assert evaluation.score_names(case.model, calibrated) == [*names, "outlier"]
+    assert set(evaluation.score_names(case.model)) == set(evaluation.SCORE_NAMES)
 
 
 def test_thresholds_come_from_the_calibration(case):
@@ -209,7 +261,7 @@ def test_without_calibration_a_line_says_what_is_missing(case, capsys):
     metrics = evaluation.evaluate(case.model, case.dataset, CONFIG, None).metrics
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("no calibration", "sml", "thresholds"))
-    assert set(metrics["protocols"]["pooled"]) == set(scores.SCORES)
+    assert set(metrics["protocols"]["pooled"]) == {*scores.SCORES, "outlier"}
     assert all("f1" not in entry for entry in metrics["scores"].values())
     assert metrics["aupr"] == case.metrics["aupr"] and metrics["miou"] == case.metrics["miou"]
 
@@ -240,18 +292,18 @@ def test_weights_for_other_classes_are_refused(case, camvid_root):
 # --------------------------------------------------------------------------------------- calibration
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory):
-    """(logits of 3 train and 3 val images, their sets, what ``calibrate`` gives)."""
+    """(logits and outlier scores of 3 train and 3 val images, their sets, what ``calibrate`` gives)."""
     root, rng = tmp_path_factory.mktemp("calibration"), np.random.default_rng(3)
     logits = rng.normal(0, 1, (6, 13, *SIZE)).astype(np.float32)
     logits[:, (4, 7)] += 3  # classes 4 and 7 alone are predicted often
     logits[3:] *= 1.5
-    masks = rng.integers(0, 13, (3, *SIZE))
+    masks, outliers = rng.integers(0, 13, (3, *SIZE)), rng.normal(0, 1, (6, *SIZE)).astype(np.float32)
     sets = {"train": street_hazards(root, masks, "train"), "val": street_hazards(root, masks, "val", first=3)}
-    return logits, sets, evaluation.calibrate(Stub(logits), sets, CONFIG)
+    return logits, outliers, sets, evaluation.calibrate(stub(logits, outliers), sets, CONFIG)
 
 
 def test_statistics_of_each_split_by_predicted_class(calibrated):
-    logits, _, calibration = calibrated
+    logits, _, _, calibration = calibrated
     for split, part in (("train", logits[:3]), ("val", logits[3:])):
         best, prediction = part.max(1), part.argmax(1)
         found = calibration["statistics"][split]
@@ -263,12 +315,19 @@ def test_statistics_of_each_split_by_predicted_class(calibrated):
 
 
 def test_thresholds_let_five_per_cent_of_normal_validation_pixels_through(calibrated):
-    logits, _, calibration = calibrated
-    maps = scores.score_maps(torch.from_numpy(logits[3:]), calibration["statistics"]["train"], evaluation.SCORE_NAMES)
+    logits, outliers, _, calibration = calibrated
+    val, statistics = torch.from_numpy(logits[3:]), calibration["statistics"]["train"]
+    maps = scores.score_maps(val, statistics, evaluation.SCORE_NAMES, torch.from_numpy(outliers[3:]))
     assert set(calibration["thresholds"]) == set(maps) and calibration["quantile"] == 0.95
     for name, score in maps.items():
         above = (score > calibration["thresholds"][name]).float().mean().item()
         assert 0.045 < above <= 0.05, name
+
+
+def test_a_model_without_the_head_has_no_threshold_for_it(calibrated):
+    logits, _, sets, calibration = calibrated
+    without = evaluation.calibrate(Stub(logits), sets, CONFIG)["thresholds"]
+    assert without == {name: value for name, value in calibration["thresholds"].items() if name != "outlier"}
 
 
 def test_void_is_no_part_of_the_thresholds(camvid_root):
@@ -291,7 +350,8 @@ def test_predict_gives_classes_and_confidence(case):
     assert np.array_equal(item.classes, case.logits[1].argmax(0)) and np.array_equal(item.mask, case.masks[1])
     assert np.allclose(item.confidence, exponentials.max(0) / exponentials.sum(0), atol=1e-5)
     assert item.name == case.dataset[1]["name"] and item.image.shape == (*SIZE, 3)
-    assert item.logits.shape == (1, 13, *SIZE)
+    assert item.logits.shape == (1, 13, *SIZE) and np.array_equal(item.outlier[0], case.outliers[1])
+    assert evaluation.predict_samples(Stub(case.logits), case.dataset, CONFIG, [1])[0].outlier is None
 
 
 def test_sample_report(case):
@@ -307,3 +367,22 @@ def test_sample_report(case):
     found = {label: entry["accuracy"] for label, entry in summary.items()}
     expected = {"mean": np.mean(accuracies), "std": np.std(accuracies), "min": min(accuracies), "max": max(accuracies)}
     assert found == pytest.approx(expected)
+
+
+# -------------------------------------------------------------------------------------------- figures
+@pytest.mark.parametrize("headed, count, rows", [(True, 2, 4), (False, 3, 6), (True, 5, 8)])
+def test_found_and_missed_shows_the_best_and_the_worst(case, headed, count, rows):
+    """Eight images hold an anomaly; none of them is shown twice."""
+    model = case.model if headed else Stub(case.logits)
+    trained = road.Trained(CONFIG, model, case.calibration, [], Path())
+    score = case.outliers if headed else case.score("max_logit")
+    aupr = {i: average_precision_score(case.masks[i].ravel() == ANOMALY, score[i].ravel()) for i in range(len(AREAS))}
+    order = sorted(aupr, key=aupr.get, reverse=True)
+    figure = figures.found_and_missed(trained, case.dataset, count)
+    columns = 3 if headed else 2  # input, max logit, outlier
+    assert len(figure.axes) == rows * columns
+    titles = [axis.get_title() for axis in figure.axes[:columns]]
+    assert titles == ["input", "max logit", "outlier"][:columns]
+    labels = [axis.texts[-1].get_text() for axis in figure.axes[::columns]]
+    assert labels == [f"AUPR {aupr[i]:.2f}" for i in order[: rows // 2] + order[-(rows // 2) :]]
+    plt.close(figure)

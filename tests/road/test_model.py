@@ -31,10 +31,10 @@ def test_shapes_at_both_heads(backbone, stride):
     with torch.inference_mode():
         features = model.backbone(images)
         outputs = model(images)
-        logits = models.predict_logits(model, images, (64, 96))
+        logits, outlier = models.predict(model, images, (64, 96))
     assert features["out"].shape[2:] == features["aux"].shape[2:] == (64 // stride, 96 // stride)
     assert outputs["out"].shape == outputs["aux"].shape == (1, 5, 64, 96)
-    assert torch.allclose(logits, outputs["out"], atol=1e-5)
+    assert torch.allclose(logits, outputs["out"], atol=1e-5) and outlier is None
     rates = {16: [6, 12, 18], 8: [12, 24, 36]}[stride]
     assert [branch[0].dilation[0] for branch in model.classifier[0].convs[1:4]] == rates
 
@@ -201,5 +201,5 @@ def test_loss_weighs_classes():
 
 @pytest.mark.parametrize("size", [(64, 96), (90, 50)])
 def test_logits_come_at_the_size_asked_for(size):
-    logits = models.predict_logits(built("mobilenet_v2", 16), torch.randn(2, 3, 64, 96), size)
+    logits, _ = models.predict(built("mobilenet_v2", 16), torch.randn(2, 3, 64, 96), size)
     assert logits.shape == (2, 5, *size) and logits.dtype == torch.float32 and not logits.requires_grad

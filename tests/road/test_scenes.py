@@ -77,6 +77,28 @@ def test_boxes_of_anomalies_enclose_their_pixels():
         assert (mask == 13).mean() >= 0.0005 and not (mask[~inside] == 13).any()
 
 
+def test_anomalies_can_be_asked_for_in_any_split():
+    for split, usual in (("val", False), ("test", True)):
+        image, mask, info = scenes.render_scene(split, 0, SIZE, SEED)
+        plain, without, nothing = scenes.render_scene(split, 0, SIZE, SEED, anomalous=False)
+        added, holds, found = scenes.render_scene(split, 0, SIZE, SEED, anomalous=True)
+        assert np.array_equal(image, added if usual else plain) and np.array_equal(mask, holds if usual else without)
+        assert info == (found if usual else nothing)
+        assert found["anomalies"] and not nothing["anomalies"] and found["town"] == nothing["town"]
+        assert (holds == anomalies.ANOMALY).any() and not (without == anomalies.ANOMALY).any()
+        assert np.array_equal(holds[holds != anomalies.ANOMALY], without[holds != anomalies.ANOMALY])  # the same street
+
+
+def test_objects_by_themselves():
+    drawn = [anomalies.draw_object(np.random.default_rng(seed)) for seed in (*range(20), 0)]
+    for colour, solid in drawn:
+        assert colour.shape == (anomalies.SPRITE, solid.shape[1], 3) and colour.dtype == np.float32
+        assert solid.shape[0] == anomalies.SPRITE and solid.dtype == bool and 0.1 < solid.mean() < 1
+        assert colour.min() >= 0 and colour.max() <= 1 and colour[solid].std() > 0.01
+    assert all(map(np.array_equal, drawn[0], drawn[-1]))
+    assert len({solid.shape for _, solid in drawn}) > 3  # of several families
+
+
 def test_there_are_many_families_and_all_can_be_drawn(monkeypatch):
     assert len(scenes.ANOMALY_FAMILIES) >= 12
     canvas, plan, _ = empty_street()

@@ -425,6 +425,10 @@ def test_score_maps_names_its_maps_and_its_errors():
     for name in ("sml", "sml_raw"):
         with pytest.raises(ValueError, match="class statistics"):
             scores.score_maps(logits, names=(name,))
+    outlier = random_logits(2, 12, 10)
+    assert scores.score_maps(logits, names=("outlier", "msp"), outlier=outlier)["outlier"] is outlier
+    with pytest.raises(ValueError, match="outlier head.*outlier_epochs"):
+        scores.score_maps(logits, given, ("outlier",))
     with pytest.raises(ValueError, match="nonsense"):
         scores.score_maps(logits, given, ("nonsense",))
 
