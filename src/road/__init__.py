@@ -40,6 +40,11 @@ class Config(training.FitConfig):
     aux_weight: float = 0.4
     outlier_epochs: int = 0  # of training a head that scores outliers, on the frozen backbone; 0 = no such head
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.outlier_epochs < 0:
+            raise settings.InputError(f"outlier_epochs={self.outlier_epochs}: 0 trains no outlier head")
+
     @classmethod
     def mini(cls) -> Self:
         return cls(epochs=14, batch_size=8, optimizer="adamw", lr=3e-3, weight_decay=1e-2, schedule="poly",

@@ -139,6 +139,8 @@ def logit_distributions(
     groups = {"normal": (truth != dataset.anomaly) & (truth != data.IGNORE), "anomalous": truth == dataset.anomaly}
     for shift, (name, group) in zip((-0.17, 0.17), groups.items(), strict=True):
         shown = [c for c in range(len(entries)) if (group & (classes == c)).sum() >= 20]
+        if not shown:
+            continue
         quantiles = np.array([np.percentile(values[group & (classes == c)], (5, 50, 95)) for c in shown])
         at = np.array(shown) + shift
         axis.vlines(at, quantiles[:, 0], quantiles[:, 2], color=plots.COLORS[name == "anomalous"], linewidth=3)

@@ -155,15 +155,23 @@ def paste(image: Tensor) -> tuple[Tensor, Tensor]:
         texture = _piece(image, height, width) if torch.rand(()) < 0.6 else _clouds(height, width)
         (y, x), angle = _grid(height, width), _uniform(0, 2 * math.pi)
         lit = texture + _uniform(0, 0.8) * (math.cos(angle) * x + math.sin(angle) * y)
-        bottom = int(full_height * _uniform(0.25, 1))
-        top, left = max(0, bottom - height), int(torch.randint(full_width - width + 1, ()))
         alpha = outline.float()[None]
         if torch.rand(()) < 0.5:  # else a crisp border
             alpha = F.avg_pool2d(alpha, 3, 1, 1)
-        place = (slice(top, top + height), slice(left, left + width))
-        image[:, *place] = alpha * lit.clamp(low, high) + (1 - alpha) * image[:, *place]
-        where[place] |= outline
+        place, part = _place(where.shape, (height, width))
+        image[:, *place] = alpha[:, *part] * lit.clamp(low, high)[:, *part] + (1 - alpha[:, *part]) * image[:, *place]
+        where[place] |= outline[part]
     return image, where
+
+
+def _place(full: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Where an object lands, centred anywhere in the image, and which part of it the image's border leaves."""
+    place, part = [], []
+    for whole, own in zip(full, size, strict=True):
+        start = int(torch.randint(whole, ())) - own // 2
+        place.append(slice(max(0, start), min(whole, start + own)))
+        part.append(slice(max(0, -start), min(own, whole - start)))
+    return tuple(place), tuple(part)
 
 
 def other_camera(image: Tensor) -> Tensor:
@@ -194,12 +202,13 @@ class Pasted:
 
 # ------------------------------------------------------------------------------------------ training
 def loss(head: nn.Module, batch: dict, features: Callable[[Tensor], dict[str, Tensor]]) -> Tensor:
-    """Binary cross-entropy at the features' resolution against the share of each cell that is pasted."""
+    """Binary cross-entropy at the features' resolution: which share of a cell's labelled part is pasted."""
     logits = head(features(batch["image"])).float()
     labelled = (batch["mask"] != IGNORE).float()[:, None]
-    share = F.adaptive_avg_pool2d((batch["mask"] == 1).float()[:, None], logits.shape[-2:])[:, 0]
     weight = F.adaptive_avg_pool2d(labelled, logits.shape[-2:])[:, 0]
-    terms = F.binary_cross_entropy_with_logits(logits, share.clamp(max=1), reduction="none")
+    share = F.adaptive_avg_pool2d((batch["mask"] == 1).float()[:, None], logits.shape[-2:])[:, 0]
+    share = (share / weight.clamp(min=torch.finfo(weight.dtype).tiny)).clamp(max=1)  # of the labelled part
+    terms = F.binary_cross_entropy_with_logits(logits, share, reduction="none")
     return (terms * weight).sum() / weight.sum().clamp(min=1)
 
 
