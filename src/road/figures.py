@@ -190,7 +190,7 @@ def failures(predictions: Sequence[Prediction], dataset, count: int) -> list[Pre
     return [predictions[i] for i in order[:count]]
 
 
-def found_and_missed(trained, dataset, count: int = 3) -> Figure:
+def found_and_missed(trained, dataset, count: int = 2) -> Figure:
     """The images whose anomalies the headline score ranks best (by AUPR), and worst, with outline and score map."""
     best, order = headline(trained.model), []
     for index in range(len(dataset)):
