@@ -345,12 +345,6 @@ def test_a_teacher_of_other_parts_is_refused(folders, parts, monkeypatch):
     refused("parts: True in the file, False asked for", teacher_parts=False)
 
 
-def test_profile_real_learns_from_the_parts():
-    own = defects.Config.real().of_teacher(33)
-    assert own.parts and not own.backbone_epochs
-    assert not any(profile().of_teacher(33).parts for profile in (defects.Config.mini, defects.Config.full))
-
-
 # ------------------------------------------------------------------------------------------------- neither
 def test_without_epochs_nothing_changes(folders, parts, monkeypatch):
     monkeypatch.setattr(domain, "adapt", lambda *given, **options: pytest.fail("the backbone is adapted"))
