@@ -71,3 +71,22 @@ def tiny_weights(mini_root, tiny_config, tmp_path_factory) -> Path:
     """The checkpoint of ``tiny_config`` trained on ``mini_root``, calibrated."""
     folder = tmp_path_factory.mktemp("weights")
     return road.train(tiny_config, mini_root, run_dir=folder / "run", out=folder / "tiny.pth").source
+
+
+@pytest.fixture
+def killed_at(monkeypatch):
+    """``killed_at(module, batch)``: that call of the module's ``loss`` is interrupted; gives the calls."""
+
+    def arrange(module, batch: int) -> list[int]:
+        calls, loss = [], module.loss
+
+        def counted(*arguments, **options):
+            calls.append(1)
+            if len(calls) == batch:
+                raise KeyboardInterrupt
+            return loss(*arguments, **options)
+
+        monkeypatch.setattr(module, "loss", counted)
+        return calls
+
+    return arrange

@@ -203,8 +203,7 @@ def found_and_missed(trained, dataset, count: int = 2) -> Figure:
     order.sort(reverse=True)
     shown = order[:count] + order[max(count, len(order) - count) :]
     items = predict_samples(trained.model, dataset, trained.config, [index for _, index in shown])
-    statistics = trained.calibration["statistics"]["train"]
-    maps = [score_maps(item.logits, statistics, ("max_logit", best), item.outlier) for item in items]
+    maps = [score_maps(item.logits, None, ("max_logit", best), item.outlier) for item in items]
     figure = score_grid(items, maps, dataset)
     for axis, (aupr, _) in zip(figure.axes[:: len(maps[0]) + 1], shown, strict=True):
         axis.text(0.02, 0.97, f"AUPR {aupr:.2f}", transform=axis.transAxes, va="top", color="white",

@@ -203,17 +203,11 @@ def test_distillation_learns_and_compactness_spreads_it_over_the_dimensions(phot
     assert rows[1]["compactness"] < rows[0]["compactness"]
 
 
-def test_a_killed_distillation_resumes_to_the_same_history(photographs, tmp_path, monkeypatch):
-    config, calls, loss = replace(TINY, epochs=2, batch_size=12, patches_per_image=4), [], teachers.loss
+def test_a_killed_distillation_resumes_to_the_same_history(photographs, tmp_path, killed_at):
+    config = replace(TINY, epochs=2, batch_size=12, patches_per_image=4)
     whole, expected = teachers.distill(config, tmp_path / "whole")
 
-    def killed(*arguments, **options):
-        calls.append(1)
-        if len(calls) == 5:  # the second batch of the second epoch
-            raise KeyboardInterrupt
-        return loss(*arguments, **options)
-
-    monkeypatch.setattr(teachers, "loss", killed)
+    calls = killed_at(teachers, 5)  # the second batch of the second epoch
     with pytest.raises(KeyboardInterrupt):
         teachers.distill(config, tmp_path / "killed")
     resumed, history = teachers.distill(config, tmp_path / "killed")

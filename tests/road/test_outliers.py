@@ -307,18 +307,12 @@ def test_validation_images_are_spread_over_the_split(flat, tmp_path, monkeypatch
         assert torch.equal(view["image"][:, away], plain[:, away]) and not torch.equal(view["image"], plain)
 
 
-def test_a_killed_training_resumes_to_the_same_weights(flat, tmp_path, monkeypatch):
-    config, calls, loss = replace(HEADED, outlier_epochs=2), [], outliers.loss
+def test_a_killed_training_resumes_to_the_same_weights(flat, tmp_path, killed_at):
+    config = replace(HEADED, outlier_epochs=2)
     whole, resumed = road.build_model(config), road.build_model(config)
     expected = outliers.fit(whole, flat["train"], flat["val"], config, tmp_path / "whole")
 
-    def killed(*arguments, **options):
-        calls.append(1)
-        if len(calls) == 5:  # the second batch of the second epoch
-            raise KeyboardInterrupt
-        return loss(*arguments, **options)
-
-    monkeypatch.setattr(outliers, "loss", killed)
+    calls = killed_at(outliers, 5)  # the second batch of the second epoch
     with pytest.raises(KeyboardInterrupt):
         outliers.fit(resumed, flat["train"], flat["val"], config, tmp_path / "killed")
     history = outliers.fit(resumed, flat["train"], flat["val"], config, tmp_path / "killed")
