@@ -6,7 +6,8 @@ import torch
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from src import metrics
-from src.metrics import Bounded, ConfusionMatrix, ImageHistograms, PixelRanking, bootstrap, ranking
+from src.intervals import ImageHistograms, bootstrap
+from src.metrics import Bounded, ConfusionMatrix, PixelRanking, ranking
 
 NAMES = ("aupr", "auroc", "fpr95", "f1_max")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).resolve().parents[1] / "src"
-GROUND = {"settings", "configs", "images", "generated", "training", "checkpoints", "metrics", "regions", "plots",
-          "results"}  # fmt: skip
+GROUND = {"settings", "configs", "images", "generated", "training", "checkpoints", "metrics", "intervals", "regions",
+          "plots", "results"}  # fmt: skip
 ROOMS = {"road", "defects", "sets", "series"}
 ROOF = {"ablations", "__main__"}
 FILES = sorted(SRC.rglob("*.py"))

@@ -16,7 +16,8 @@ from src import plots, results, settings
 from src.defects.data import NORMAL, DefectDataset
 from src.defects.model import StudentTeacher
 from src.defects.scores import HEADLINE, SCORES, score_maps
-from src.metrics import PixelRanking, bootstrap
+from src.intervals import bootstrap
+from src.metrics import PixelRanking
 from src.regions import RegionOverlap
 
 QUANTILE = 0.95  # without anomalies to choose by, a threshold lets this share of normal validation images pass

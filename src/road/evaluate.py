@@ -15,12 +15,11 @@ import torch
 from torch import nn
 
 from src import settings, training
+from src.intervals import ImageHistograms, bootstrap
 from src.metrics import (
     ConfusionMatrix,
-    ImageHistograms,
     PixelRanking,
     average_precision_from_counts,
-    bootstrap,
     mean_iou,
     ranking,
 )

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from src import training
-from src.metrics import bootstrap
+from src.intervals import bootstrap
 from src.series.data import Labelled
 from src.series.model import Classifier, activation_maps, fit_temperature
 from src.series.traces import WIDTH

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from src import settings, training
-from src.metrics import bootstrap
+from src.intervals import bootstrap
 from src.sets.data import SIZE, Images, Sets, check, fixed_sets
 from src.sets.model import distance_to_mean, leave_one_out_cosine
 
