@@ -1,4 +1,4 @@
-"""The command line of all rooms: ``python -m src ROOM ACTION [options] [key=value ...]``."""
+"""The command line: ``python -m src ROOM ACTION [options] [key=value ...]``, and ``python -m src ablate [BENCH]``."""
 
 import argparse
 import importlib
@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from src import results, settings
@@ -31,6 +32,7 @@ EXAMPLES = """examples:
   python -m src sets predict 0.png 1.png 2.png 3.png 4.png 5.png 6.png 7.png 8.png 9.png
   python -m src series evaluate --dataset plots --root DIR --split test --weights assets/weights/series/plots.pth
   python -m src series predict plot.png numbers.csv --weights assets/weights/series/plots.pth --out build/series
+  python -m src ablate sets                          what each choice of a room is worth (ablate --help)
   torchrun --nproc-per-node 4 -m src road train --profile full --root DIR
   python -m src road train epochs=5 lr=1e-3          any setting of the room's Config as key=value
 """
@@ -69,6 +71,8 @@ def base_config(room, arguments: argparse.Namespace):
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 if it went well, 1 for input that cannot be used, 2 for a wrong command line."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["ablate"]:
+        return reporting(lambda: importlib.import_module("src.ablations").main(argv[1:]))
     arguments = parser().parse_intermixed_args(argv)
     room = importlib.import_module(f"src.{arguments.room}")
     overrides = [item for item in arguments.items if "=" in item]
@@ -76,8 +80,13 @@ def main(argv: list[str] | None = None) -> int:
     if files and arguments.action != "predict":
         print(f"error: {files[0]}: only predict takes files; settings are given as key=value", file=sys.stderr)
         return 2
+    return reporting(lambda: run(room, arguments, overrides, files, argv))
+
+
+def reporting(command: Callable[[], None]) -> int:
+    """Run a command; 1 and its message for input that cannot be used, else 0."""
     try:
-        run(room, arguments, overrides, files, argv)
+        command()
     except (settings.InputError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -37,6 +37,8 @@ def _parse(pair: str, text: str, current: Any) -> Any:
         return text
     if isinstance(current, tuple) and not text.startswith("("):
         return tuple(_literal_or_text(part) for part in text.split(",") if part)
+    if isinstance(current, bool) and text.lower() in ("true", "false"):
+        return text.lower() == "true"
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError) as error:

@@ -149,3 +149,29 @@ def bars(values: dict[str, float], xlabel: str, reference: dict[str, float] | No
     axis.invert_yaxis()
     axis.set(xlabel=xlabel)
     return figure
+
+
+def dots(factors: dict[str, dict[str, np.ndarray]], in_use: dict[str, str], xlabel: str) -> Figure:
+    """factor -> variant -> values by seed (N,): a dot for each, a tick at their mean; the variant in use is named bold.
+
+    The line is at that variant's mean, the band its standard deviation over seeds to either side.
+    """
+    rows = [(factor, variant) for factor, variants in factors.items() for variant in variants]
+    figure, axes = plt.subplots(len(factors), 1, sharex=True, squeeze=False,
+                                figsize=(WIDTH, 0.21 * len(rows) + 0.3 * len(factors) + 0.4),
+                                height_ratios=[len(variants) + 0.6 for variants in factors.values()])  # fmt: skip
+    for axis, (factor, variants) in zip(axes[:, 0], factors.items(), strict=True):
+        used = variants[in_use[factor]]
+        axis.axvspan(used.mean() - used.std(), used.mean() + used.std(), color="0.9", zorder=0)
+        axis.axvline(used.mean(), color="0.6", linewidth=0.8, zorder=0)
+        for place, (variant, values) in enumerate(variants.items()):
+            color = COLORS[1] if variant == in_use[factor] else COLORS[0]
+            axis.plot(values, np.full(len(values), place), "o", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
+            axis.plot(values.mean(), place, "|", color=color, markersize=13, markeredgewidth=2)
+        axis.set(yticks=range(len(variants)), yticklabels=list(variants), ylim=(len(variants) - 0.5, -0.5))
+        for label in axis.get_yticklabels():
+            label.set(fontsize=8, fontweight="bold" if label.get_text() == in_use[factor] else "normal")
+        axis.set_title(factor, loc="left", fontsize=9)
+        axis.grid(False, axis="y")
+    axes[-1, 0].set(xlabel=xlabel)
+    return figure

@@ -129,14 +129,14 @@ def weights_path(config: Config) -> Path:
     return settings.WEIGHTS_DIR / "defects" / f"{config.dataset}.pth"
 
 
-def teacher_path(config: Config, patch_size: int) -> Path:
-    """Where a teacher is kept, to be shared by every category and data set that it suits.
+def teacher_path(config: Config, patch_size: int, folder: Path | None = None) -> Path:
+    """Where (default: beside the committed weights) a teacher is kept, for every category and data set that it suits.
 
     One that learned from a data set's own images is of that data set alone.
     """
     own = config.teacher_parts or config.backbone_epochs
     images = config.teacher_images.split("/")[0] + (f"_{config.dataset}" if own else "")
-    return settings.WEIGHTS_DIR / "defects" / f"teacher_{images}_{patch_size}.pth"
+    return (folder or settings.WEIGHTS_DIR / "defects") / f"teacher_{images}_{patch_size}.pth"
 
 
 def make_data(config: Config, root: Path | None = None) -> None:
@@ -175,13 +175,13 @@ def build_model(config: Config) -> StudentTeacher:
 
 
 # ---------------------------------------------------------------------------------------- training
-def train_teacher(config: Config, patch_size: int, weights: Path | None, runs: Path,
-                  images: Sequence[Path] = ()) -> tuple[PatchNet, list[dict]]:  # fmt: skip
-    """The teacher of a patch size: the one kept for this config, or a new one, which is then kept.
+def train_teacher(config: Config, patch_size: int, weights: Path | None, runs: Path, images: Sequence[Path] = (),
+                  teachers: Path | None = None) -> tuple[PatchNet, list[dict]]:  # fmt: skip
+    """The teacher of a patch size: the one kept (in ``teachers``) for this config, or a new one, which is then kept.
 
     ``images`` are the training images that it, or its backbone, learns from too where the config says so.
     """
-    path, own, adapt = teacher_path(config, patch_size), config.of_teacher(patch_size), None
+    path, own, adapt = teacher_path(config, patch_size, teachers), config.of_teacher(patch_size), None
     if own.parts or own.backbone_epochs:
         own = replace(own, domain=domain.describe(config.dataset, images))
     if own.backbone_epochs:
@@ -199,9 +199,9 @@ def train_teacher(config: Config, patch_size: int, weights: Path | None, runs: P
     return net, content["extras"]["history"]
 
 
-def train(config: Config, root: Path | None = None, *, weights: Path | None = None,
-          run_dir: Path | None = None, out: Path | None = None) -> Trained:  # fmt: skip
-    """Teach the teachers (unless they are kept already), then each category's students; calibrate; save.
+def train(config: Config, root: Path | None = None, *, weights: Path | None = None, run_dir: Path | None = None,
+          out: Path | None = None, teachers: Path | None = None) -> Trained:  # fmt: skip
+    """Teach the teachers (unless ``teachers``, a folder, keeps them), then each category's students; calibrate; save.
 
     ``weights`` is a local state dict of the backbone, in place of torchvision's download. Runs in ``run_dir`` that
     were interrupted are resumed. Stored as fp16 where that brings the file under ``checkpoints.LIMIT``;
@@ -213,7 +213,7 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
     sets, model, history = datasets(config, root), build_model(config), {}
     images = [item.image for parts in sets.values() for item in parts["train"].items]
     for size in config.patch_sizes:
-        net, history[f"teacher {size}"] = train_teacher(config, size, weights, runs, images)
+        net, history[f"teacher {size}"] = train_teacher(config, size, weights, runs, images, teachers)
         model.teachers[str(size)].load_state_dict(net.state_dict())
         for category, parts in sets.items():
             if all(item.is_anomalous for item in parts["val"].items):

@@ -252,11 +252,15 @@ def _random_scale(image, mask, low: float, high: float):
 _FILL = {tv_tensors.Image: 124, tv_tensors.Mask: IGNORE, "others": 0}
 _FLIP = v2.RandomHorizontalFlip(0.5)
 _JITTER = v2.ColorJitter(0.3, 0.3, 0.3)
+_ROTATION = v2.RandomRotation(5, interpolation=v2.InterpolationMode.BILINEAR, fill=_FILL)
+_BLUR = v2.RandomApply([v2.GaussianBlur(5, (0.1, 2.0))])
 # name -> (scale range or none, crop, transforms of image and mask together)
 AUGMENTATIONS: dict[str, tuple[tuple[float, float] | None, list[Callable]]] = {
     "none": (None, []),
     "flip": (None, [_FLIP]),
     "user": (None, [_FLIP, _JITTER]),
+    "moderate": ((1.0, 1.3), [_FLIP, _JITTER, _ROTATION]),
+    "heavy": ((0.5, 2.0), [_FLIP, _JITTER, _ROTATION, _BLUR]),
     "scale": ((0.5, 2.0), [_FLIP]),
     "scale_jitter": ((0.5, 1.5), [_FLIP, _JITTER]),
 }
@@ -273,6 +277,8 @@ class Augment:
         if name not in AUGMENTATIONS:
             raise settings.InputError(f"augmentation={name!r}: expected one of {', '.join(AUGMENTATIONS)}")
         self.scale, self.transforms = AUGMENTATIONS[name]
+        if self.scale and not crop_size:
+            raise settings.InputError(f"augmentation={name} changes the size of images: set crop_size=(height,width)")
         self.num_classes, self.image_size = num_classes, list(image_size)
         self.crop = crop_size and v2.RandomCrop(crop_size, pad_if_needed=True, fill=_FILL)
 

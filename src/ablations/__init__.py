@@ -1,0 +1,172 @@
+"""What each choice is worth: one setting changed at a time, every training from several seeds.
+
+``BENCHES`` is the table: of each room, a small base config on mini data, factors, and the variants of each factor as
+changes to the base; and of three real data sets what could differ there. ``run`` fills in the records that are missing
+under ``assets/results/ablations``; ``summary`` and ``dots`` show them. Nothing is measured on a test split: road and
+defects are judged on images of another seed, sets and series on validation data, or more of it.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from src import checkpoints, results, settings
+from src.ablations.bench import Bench
+from src.ablations.defects import DEFECTS, TILES
+from src.ablations.road import ROAD
+from src.ablations.series import PLOTS, SERIES
+from src.ablations.sets import CIFAR100, SETS
+
+BENCHES = {"road": ROAD, "defects": DEFECTS, "sets": SETS, "series": SERIES,
+           "magnetic_tile": TILES, "cifar100": CIFAR100, "plots": PLOTS}  # fmt: skip
+BASE = "base"  # the record that every factor shares
+SEEDS = 3
+PROTOCOL = (
+    "One training per seed from the base config with one setting changed. road: 48 fresh scenes with anomalies (mIoU "
+    "over known classes; AUPR of the max logit, pooled). defects: fresh parts, 20 good and 40 defective. sets: 2,000 "
+    "sets of validation images. series: 4,500 fresh series of the validation stream. Real data: their validation split."
+)
+
+
+# -------------------------------------------------------------------------------------------------- runs
+def name_of(factor: str, variant: str, entry: Any) -> str:
+    """Of the record of a variant; those that change nothing share one."""
+    if entry == {}:
+        return BASE
+    return "".join(c if c.isalnum() else "_" for c in f"{factor}__{variant}").lower()
+
+
+def variants(bench: Bench) -> dict[str, Any]:
+    """Record name -> entry of the table, the base first."""
+    found = {BASE: {}}
+    for factor, entries in bench.factors.items():
+        found |= {name_of(factor, variant, entry): entry for variant, entry in entries.items()}
+    return found
+
+
+def _record(bench_name: str, name: str) -> dict:
+    path = results.record_path("ablations", f"{bench_name}/{name}")
+    return results.load("ablations", f"{bench_name}/{name}") if path.exists() else {"runs": {}}
+
+
+def todo(names: Sequence[str], seeds: int, only: str = "") -> Iterator[tuple[str, str, int]]:
+    """(bench, record, seed) of each run that has no record yet; ``only``: part of a record's name."""
+    for bench_name in names:
+        for name, entry in variants(BENCHES[bench_name]).items():
+            if only not in name:
+                continue
+            record = _record(bench_name, name)
+            require_same_table(bench_name, name, entry, record)
+            learns = BENCHES[bench_name].factors  # what only scores has nothing to repeat
+            for seed in range(settings.SEED, settings.SEED + (seeds if learns else 1)):
+                if str(seed) not in record["runs"]:
+                    yield bench_name, name, seed
+
+
+def described(bench: Bench, entry: Any) -> dict:
+    """What a record says was run: the base, and what was changed."""
+    changed = entry if isinstance(entry, Mapping) else {"method": f"{entry.func.__name__} {entry.args[0]}"}
+    plain = {key: _portable(value) for key, value in changed.items()}
+    return checkpoints.plain({"base": {k: v for k, v in asdict(bench.base).items() if k != "seed"}, "changes": plain})
+
+
+def _portable(value: Any) -> Any:
+    return value.relative_to(settings.ROOT).as_posix() if isinstance(value, Path) else value
+
+
+def require_same_table(bench_name: str, name: str, entry: Any, record: dict) -> None:
+    """Raise InputError if a record was measured with another base or other changes than the table has now."""
+    own = described(BENCHES[bench_name], entry)
+    if record["runs"] and {key: record[key] for key in own} != own:
+        path = results.record_path("ablations", f"{bench_name}/{name}")
+        raise settings.InputError(f"{path} was measured with other settings than the table has now: delete it and run "
+                                  f"`python -m src ablate {bench_name} --only {name}` again")  # fmt: skip
+
+
+def run(names: Sequence[str], seeds: int = SEEDS, only: str = "") -> None:
+    """Run what has no record yet, one training after the other; what was interrupted is resumed."""
+    tasks = list(todo(names, seeds, only))
+    if not tasks:
+        print("every run has its record already")
+    for bench_name, name, seed in (bar := tqdm(tasks, "ablations")):
+        bar.set_postfix_str(f"{bench_name}/{name}, seed {seed}")
+        entry = variants(BENCHES[bench_name])[name]
+        start = time.monotonic()
+        measured = run_one(
+            BENCHES[bench_name], entry, seed, settings.RUNS_DIR / "ablations" / bench_name / f"{name}_{seed}"
+        )
+        measured |= {"wall_time": round(time.monotonic() - start, 1), "git_revision": results.git_revision()}
+        record = _record(bench_name, name)
+        command = f"python -m src ablate {bench_name} --only {name}"
+        content = {"command": command, "protocol": PROTOCOL, "device": results.device_name(),
+                   "torch": str(torch.__version__), **described(BENCHES[bench_name], entry)}  # fmt: skip
+        content["runs"] = record["runs"] | {str(seed): measured}
+        results.write(content, results.record_path("ablations", f"{bench_name}/{name}"))
+
+
+def run_one(bench: Bench, entry: Any, seed: int, folder: Path) -> dict:
+    """Train one variant with one seed and judge it; what training prints goes to ``folder/log.txt``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("a") as log, redirect_stdout(log):
+        if callable(entry):
+            return entry(replace(bench.base, seed=seed))
+        changes = {"weights": bench.weights, **entry}
+        weights, first = changes.pop("weights"), changes.pop("start", None)
+        train = bench.train or bench.room.train
+        config = replace(bench.base, seed=seed)
+        if first:
+            out = folder / "start.pth"
+            weights = train(replace(config, **first), weights=weights, run_dir=folder / "start", out=out).source
+        trained = train(replace(config, **changes), weights=weights, run_dir=folder / "run", out=folder / "weights.pth")
+        return bench.judge(trained)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``python -m src ablate``."""
+    options = argparse.ArgumentParser(prog="python -m src ablate", description=__doc__.splitlines()[0])
+    options.add_argument("bench", nargs="?", choices=BENCHES, help="default: all whose data are there")
+    options.add_argument("--seeds", type=int, default=SEEDS, help=f"trainings of each variant (default: {SEEDS})")
+    options.add_argument("--only", default="", metavar="NAME", help="the records whose name holds this")
+    return options
+
+
+def main(arguments: Sequence[str]) -> None:
+    """``python -m src ablate [BENCH] [--seeds N] [--only NAME]``."""
+    options = parser().parse_args(arguments)
+    named = [options.bench] if options.bench else list(BENCHES)
+    missing = [name for name in named if not BENCHES[name].needs.exists()]
+    if options.bench and missing:
+        raise settings.InputError(f"{BENCHES[options.bench].needs} is missing: {options.bench} learns from it")
+    for name in missing:
+        print(f"{name}: left out, because its data are not at {BENCHES[name].needs}")
+    run([name for name in named if name not in missing], options.seeds, options.only)
+
+
+# ------------------------------------------------------------------------------------------------ results
+def summary(bench_name: str) -> dict[str, dict[str, dict]]:
+    """factor -> variant -> metric -> values by seed (N,), of all records that exist; scoring factors come last.
+
+    The variant in use is marked by ``"in_use": True``; of a scoring factor the first metric alone is known.
+    """
+    bench, found = BENCHES[bench_name], {}
+    for factor, entries in bench.factors.items():
+        for variant, entry in entries.items():
+            runs = _record(bench_name, name_of(factor, variant, entry))["runs"].values()
+            if runs:
+                row = {metric: np.array([run["metrics"][metric] for run in runs]) for metric in bench.metrics}
+                found.setdefault(factor, {})[variant] = row | {"in_use": entry == {}}
+    base = _record(bench_name, BASE)["runs"].values()
+    for factor, in_use in bench.baseline.items():
+        for variant in next(iter(base))["scoring"][factor] if base else ():
+            values = np.array([run["scoring"][factor][variant] for run in base])
+            found.setdefault(f"{factor} (no training)", {})[variant] = {bench.metrics[0]: values,
+                                                                       "in_use": variant == in_use}  # fmt: skip
+    return found

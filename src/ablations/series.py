@@ -1,0 +1,104 @@
+"""What the choices of the series room are worth."""
+
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from src import series, settings
+from src.ablations.bench import Bench
+from src.series import numbers
+from src.series.data import FIRST_STREAMED
+from src.series.generate import CLASSES, generate
+
+
+@cache
+def _fresh_series(view_key: tuple) -> Any:
+    """4,500 series of the validation stream as a network's items; ``view_key``: the settings that a view depends on."""
+    names = ("backbone", "size", "axes")
+    config = replace(SERIES.base, dataset=series.GENERATED, **dict(zip(names, view_key, strict=True)))
+    return series.read(config, Path(), "val")
+
+
+def judge_series(trained) -> dict:
+    """Accuracy and ECE on fresh series."""
+    config = trained.config
+    found = _fresh_series((config.backbone, config.size, config.axes))
+    return _named(trained.model.probabilities(found.items), found)
+
+
+def judge_plots(trained) -> dict:
+    """Accuracy and ECE on the fold of real plots that was held out."""
+    found, probabilities = series.judge(trained, series.default_root("plots"), "plots", "val")
+    return _named(probabilities, found)
+
+
+def _named(probabilities, found) -> dict:
+    metrics = series.evaluation.measure(probabilities, found.labels, found.classes)
+    return {"metrics": {name: metrics[name] for name in ("accuracy", "ece")}, "scoring": {}}
+
+
+def from_numbers(kind: str, config) -> dict:
+    """The same training series, and the same fresh ones, told from their numbers instead of their plots."""
+    tasks = {"train": range(140), "val": range(FIRST_STREAMED, FIRST_STREAMED + series.DRAWN)}
+    drawn = {split: [np.float32(generate(label, n, split, settings.SEED).values) for label in CLASSES for n in own]
+             for split, own in tasks.items()}  # fmt: skip
+    model = numbers.FromNumbers(kind, config.seed).fit(drawn["train"], np.arange(len(drawn["train"])) // 140)
+    found = torch.from_numpy(model.probabilities(drawn["val"]))
+    labels = torch.arange(len(found)) // series.DRAWN
+    metrics = series.evaluation.measure(found, labels, CLASSES)
+    return {"metrics": {name: metrics[name] for name in ("accuracy", "ece")}, "scoring": {}}
+
+
+def _drawn(count: int) -> dict:
+    """Settings of an earlier training on ``count`` generated series, each seen once."""
+    return {"generated": count // len(CLASSES), "epochs": 1, "warmup": 20}
+
+
+_PICTURE = {"backbone": "mobilenet_v2", "epochs": 6, "batch_size": 32}
+SERIES = Bench(
+    room=series,
+    base=replace(series.Config.mini(), generated=0, look_weight=0.0, epochs=14, batch_size=32, warmup=40),
+    metrics=("accuracy", "ece"),
+    judge=judge_series,
+    factors={
+        "flips": {"none": {"flips": (), "average_flips": False}, "in time": {"flips": ("horizontal",)},
+                  "in time and value": {}},
+        "noise": {"none": {}, "2 % of the height": {"noise": 0.02}},
+        "cutout": {"none": {}, "20 % of the time": {"cutout": 0.2}},
+        "mixup": {"none": {}, "0.2": {"mixup": 0.2}},
+        "schedule": {"cosine": {}, "constant": {"schedule": "constant"},
+                     "plateau": {"schedule": "plateau", "warmup": 0, "lr": 1e-3}},
+        "early stopping": {"best of 14 epochs": {}, "after 4 without gain": {"patience": 4}},
+        "label smoothing": {"none": {}, "0.1": {"label_smoothing": 0.1}},
+        "dropout": {"none": {"dropout": (0.0, 0.0, 0.0)}, "0.1": {}, "0.3, 0.3, 0.2": {"dropout": (0.3, 0.3, 0.2)}},
+        "weight decay": {"none": {"weight_decay": 0.0}, "0.01": {}, "0.1": {"weight_decay": 0.1}},
+        "generated series first": {"none": {}, "5,000": {"start": _drawn(5_000)}, "50,000": {"start": _drawn(50_000)}},
+        "seen": {
+            "trace": {},
+            "picture 48 x 64": _PICTURE | {"size": (48, 64)},
+            "picture 96 x 128": _PICTURE | {"size": (96, 128)},
+            "numbers: summary, boosted trees": partial(from_numbers, "summary"),
+            "numbers: random kernels": partial(from_numbers, "kernels"),
+        },
+        "networks": {"one": {}, "one for all folds": {"cross_validate": True, "folds": 3}},
+    },
+)  # fmt: skip
+PLOTS = Bench(
+    room=series,
+    base=replace(series.Config.real(), cross_validate=False, epochs=20, lr=3e-3),
+    metrics=("accuracy", "ece"),
+    judge=judge_plots,
+    factors={
+        "generated series first": {
+            "none": {},
+            "5,000": {"start": _drawn(5_000) | {"dataset": series.GENERATED}},
+            "1.4 million (committed), then 3 epochs": {
+                "weights": settings.WEIGHTS_DIR / "series" / "generated.pth", "epochs": 3, "lr": 1e-4},
+        },
+        "flips": {"none": {"flips": (), "average_flips": False}, "in time and value": {}},
+    },
+)  # fmt: skip

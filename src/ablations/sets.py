@@ -1,0 +1,50 @@
+"""What the choices of the sets room are worth."""
+
+from dataclasses import replace
+
+from src import sets, settings
+from src.ablations.bench import Bench
+
+
+def judge_sets(trained) -> dict:
+    """top1 on sets of validation images, and that of rules that learn nothing, on the same features."""
+    found = sets.evaluate(replace(trained.config, test_sets=2_000), trained.model, split="val")
+    rules = {name.replace("_", " "): row["top1"] for name, row in found["baselines"].items()}
+    return {"metrics": {"top1": found["top1"], "top5": found["top5"]},
+            "scoring": {"rule": {"learned head": found["top1"], **rules}}}  # fmt: skip
+
+
+def _heads(**widths) -> dict:
+    return {"transformer": {}, "one attention block": {"head": "attention", **widths}, "all features side by side": {
+        "head": "mlp", **widths}}  # fmt: skip
+
+
+SETS = Bench(
+    room=sets,
+    base=replace(sets.Config.mini(), frozen=True, class_weight=0.0, epochs=2, train_sets=8_000),
+    metrics=("top1", "top5"),
+    judge=judge_sets,
+    baseline={"rule": "learned head"},
+    weights=settings.WEIGHTS_DIR / "sets" / "mini.pth",
+    factors={
+        "head": _heads(),
+        "layers": {"1": {"layers": 1}, "2": {"layers": 2}, "4": {}, "6": {"layers": 6}},
+        "heads": {"1": {"heads": 1}, "4": {}, "8": {"heads": 8}},
+        "attention": {"dot product": {}, "additive (one head)": {"attention": "additive", "heads": 1},
+                      "induced points": {"attention": "induced"}},
+        "positional encoding": {"none": {}, "learned": {"positional": True}},
+        "set size": {"5": {"set_size": 5}, "10": {}, "20": {"set_size": 20, "per_class": (75, 25)}},
+        "seen by the head": {
+            "trained features": {},
+            "random features": {"weights": None},
+            "pixels, end to end": {"frozen": False, "weights": None, "epochs": 4, "class_weight": 1.0},
+        },
+    },
+)  # fmt: skip
+CIFAR100 = replace(
+    SETS,
+    base=sets.Config(dataset="cifar100", backbone="mobilenet_v2", image_size=128, batch_size=64, optimizer="adamw",
+                     lr=1e-3, weight_decay=1e-2, schedule="cosine", warmup=50, clip_norm=1.0, epochs=2),
+    weights=settings.WEIGHTS_DIR / "sets" / "cifar100_mobilenet_v2_transformer.pth",
+    factors={"head": _heads()},
+)  # fmt: skip
