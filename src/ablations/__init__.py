@@ -2,7 +2,7 @@
 
 ``BENCHES`` is the table: of each room, a small base config on mini data, factors, and the variants of each factor as
 changes to the base; and of three real data sets what could differ there. ``run`` fills in the records that are missing
-under ``assets/results/ablations``; ``summary`` and ``dots`` show them. Nothing is measured on a test split: road and
+under ``assets/results/ablations``; ``table`` and ``figure`` show them. Nothing is measured on a test split: road and
 defects are judged on images of another seed, sets and series on validation data, or more of it.
 """
 
@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from src import checkpoints, results, settings
+from src import checkpoints, plots, results, settings
 from src.ablations.bench import Bench
 from src.ablations.defects import DEFECTS, TILES
 from src.ablations.road import ROAD
@@ -154,19 +155,59 @@ def main(arguments: Sequence[str]) -> None:
 def summary(bench_name: str) -> dict[str, dict[str, dict]]:
     """factor -> variant -> metric -> values by seed (N,), of all records that exist; scoring factors come last.
 
-    The variant in use is marked by ``"in_use": True``; of a scoring factor the first metric alone is known.
+    ``in_use`` marks the variant of the base. Of a scoring factor the first metric alone is known.
     """
     bench, found = BENCHES[bench_name], {}
     for factor, entries in bench.factors.items():
         for variant, entry in entries.items():
             runs = _record(bench_name, name_of(factor, variant, entry))["runs"].values()
+            row = {metric: np.array([run["metrics"][metric] for run in runs]) for metric in bench.metrics}
             if runs:
-                row = {metric: np.array([run["metrics"][metric] for run in runs]) for metric in bench.metrics}
                 found.setdefault(factor, {})[variant] = row | {"in_use": entry == {}}
-    base = _record(bench_name, BASE)["runs"].values()
+    base = list(_record(bench_name, BASE)["runs"].values())
     for factor, in_use in bench.baseline.items():
-        for variant in next(iter(base))["scoring"][factor] if base else ():
+        for variant in base[0]["scoring"][factor] if base else ():
             values = np.array([run["scoring"][factor][variant] for run in base])
-            found.setdefault(f"{factor} (no training)", {})[variant] = {bench.metrics[0]: values,
-                                                                       "in_use": variant == in_use}  # fmt: skip
+            found.setdefault(factor, {})[variant] = {bench.metrics[0]: values, "in_use": variant == in_use}
     return found
+
+
+def used(variants_of: Mapping[str, dict]) -> str:
+    """The variant of a factor that the base has."""
+    return next(name for name, row in variants_of.items() if row["in_use"])
+
+
+def verdict(values: np.ndarray, base: np.ndarray, paired: bool) -> str:
+    """``better`` or ``worse`` where no seed disagrees, else ``as good``; by chance one of ten is told apart.
+
+    Every value above (or below) every one of the base's; of scores of the same networks (``paired``), each network's.
+    A single value tells nothing.
+    """
+    differences = values - base if paired else np.subtract.outer(values, base)
+    if len(values) < SEEDS or (differences == 0).any():
+        return "–" if len(values) < SEEDS else "as good"
+    return "better" if (differences > 0).all() else "worse" if (differences < 0).all() else "as good"
+
+
+def table(bench_name: str) -> dict[str, dict[str, str]]:
+    """Rows for ``results.table``: mean ± std of each metric, and the first metric against the variant in use."""
+    rows, bench = {}, BENCHES[bench_name]
+    for factor, entries in summary(bench_name).items():
+        first = bench.metrics[0]
+        base = entries[used(entries)][first]
+        for variant, row in entries.items():
+            cells = {metric: _spread(row[metric]) for metric in bench.metrics if metric in row}
+            told = "in use" if row["in_use"] else verdict(row[first], base, factor in bench.baseline)
+            rows[f"{factor}: {variant}"] = cells | {"against the one in use": told}
+    return rows
+
+
+def _spread(values: np.ndarray) -> str:
+    return f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else "")
+
+
+def figure(bench_name: str) -> Figure:
+    """Every run of a bench as a dot, by factor and variant."""
+    first, found = BENCHES[bench_name].metrics[0], summary(bench_name)
+    values = {factor: {name: row[first] for name, row in entries.items()} for factor, entries in found.items()}
+    return plots.dots(values, {factor: used(entries) for factor, entries in found.items()}, first)

@@ -1,5 +1,6 @@
 """What the choices of the defects room are worth."""
 
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -41,8 +42,7 @@ def judge_tiles(trained) -> dict:
 
 def _with_students(trained, count: int):
     """The same model with its first ``count`` students, calibrated anew; the one given is left as it was."""
-    model = defects.build_model(trained.config)
-    model.load_state_dict(trained.model.state_dict())
+    model = deepcopy(trained.model)
     for by_size in model.students.values():
         for students in by_size.values():
             students.nets = nn.ModuleList(students.nets[:count])

@@ -1,0 +1,305 @@
+"""The table of ablations: what is still to be run, how a run is made, and what is read from the records."""
+
+import json
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from src import ablations, checkpoints, defects, results, road, settings, training
+from src.__main__ import main
+from src.ablations.bench import Bench
+
+COMMITTED = Path(results.__file__).parents[1] / "assets/results/ablations"
+
+
+@dataclass(frozen=True)
+class Config(training.FitConfig):
+    size: int = 1
+    deep: bool = False
+
+
+def judge(trained) -> dict:
+    value = trained.config.size + trained.config.seed / 100
+    return {"metrics": {"gain": value, "loss": -value}, "scoring": {"rule": {"plain": value, "clever": value + 1}}}
+
+
+@pytest.fixture
+def trainings(monkeypatch, tmp_path):
+    """The trainings of a bench ``toy`` in place of all others, which learn nothing: (config, weights, out) of each."""
+    calls = []
+
+    def train(config, *, weights, run_dir, out):
+        calls.append((config, weights, out))
+        print("epoch 1/1")
+        return SimpleNamespace(config=config, source=out)
+
+    room = SimpleNamespace(train=train, default_root=lambda dataset: tmp_path / "data")
+    base = SimpleNamespace(dataset="toy")
+    bench = Bench(
+        room=room,
+        base=Config(),
+        metrics=("gain", "loss"),
+        judge=judge,
+        baseline={"rule": "plain"},
+        weights=settings.ROOT / "given.pth",
+        factors={
+            "size": {"1": {}, "5 x 5": {"size": 5}, "other weights": {"weights": None, "size": 2}},
+            "first": {"nothing": {}, "small": {"start": {"size": 9, "deep": True}}},
+            "method": {"learned": {}, "told": partial(told, "a rule")},
+        },
+    )
+    monkeypatch.setattr(Bench, "needs", property(lambda self: self.room.default_root(base.dataset)))
+    monkeypatch.setattr(ablations, "BENCHES", {"toy": bench})
+    monkeypatch.setattr(settings, "RESULTS_DIR", tmp_path / "results")
+    monkeypatch.setattr(settings, "RUNS_DIR", tmp_path / "runs")
+    (tmp_path / "data").mkdir()
+    return calls
+
+
+def told(rule: str, config) -> dict:
+    return judge(SimpleNamespace(config=replace(config, size=len(rule))))
+
+
+def records() -> dict[str, dict]:
+    return {path.stem: json.loads(path.read_text()) for path in settings.RESULTS_DIR.rglob("*.json")}
+
+
+# -------------------------------------------------------------------------------------------------- runs
+def test_every_variant_is_trained_from_every_seed_and_the_base_once_for_all_factors(trainings):
+    ablations.run(["toy"], seeds=2)
+    assert sorted(records()) == ["base", "first__small", "method__told", "size__5_x_5", "size__other_weights"]
+    assert all(list(record["runs"]) == ["42", "43"] for record in records().values())
+    assert [(c.size, c.seed) for c, *_ in trainings] == [
+        (1, 42), (1, 43), (5, 42), (5, 43), (2, 42), (2, 43), (9, 42), (1, 42), (9, 43), (1, 43)]  # fmt: skip
+    assert records()["size__5_x_5"]["runs"]["43"]["metrics"] == {"gain": 5.43, "loss": -5.43}
+    assert records()["method__told"]["runs"]["42"]["metrics"]["gain"] == 6.42
+
+
+def test_weights_come_from_the_bench_the_variant_or_an_earlier_training(trainings):
+    ablations.run(["toy"], seeds=1)
+    by_size = [(config.size, weights, out.name) for config, weights, out in trainings]
+    given, start = settings.ROOT / "given.pth", settings.RUNS_DIR / "ablations/toy/first__small_42/start.pth"
+    assert by_size == [(1, given, "weights.pth"), (5, given, "weights.pth"), (2, None, "weights.pth"),
+                       (9, given, "start.pth"), (1, start, "weights.pth")]  # fmt: skip
+    assert trainings[3][0].deep and not trainings[4][0].deep
+
+
+def test_what_has_a_record_is_not_run_again(trainings, capsys):
+    ablations.run(["toy"], seeds=1, only="size__5")
+    ablations.run(["toy"], seeds=2)
+    assert [(c.size, c.seed) for c, *_ in trainings if c.size == 5] == [(5, 42), (5, 43)]
+    done = len(trainings)
+    ablations.run(["toy"], seeds=2)
+    assert len(trainings) == done and "every run has its record already" in capsys.readouterr().out
+
+
+def test_what_a_training_prints_goes_to_its_log(trainings, capsys):
+    ablations.run(["toy"], seeds=1, only="base")
+    assert "epoch" not in capsys.readouterr().out
+    assert (settings.RUNS_DIR / "ablations/toy/base_42/log.txt").read_text() == "epoch 1/1\n"
+
+
+def test_a_record_says_what_was_run(trainings):
+    ablations.run(["toy"], seeds=1)
+    record = records()["first__small"]
+    assert record["command"] == "python -m src ablate toy --only first__small"
+    assert record["changes"] == {"start": {"size": 9, "deep": True}} and record["base"]["size"] == 1
+    assert "seed" not in record["base"] and record["protocol"] == ablations.PROTOCOL
+    assert {"wall_time", "git_revision", "metrics", "scoring"} == record["runs"]["42"].keys()
+    assert records()["method__told"]["changes"] == {"method": "told a rule"}
+    assert records()["size__other_weights"]["changes"] == {"weights": None, "size": 2}
+
+
+@pytest.mark.parametrize("change", [{"base": Config(lr=0.5)}, {"factors": {"size": {"1": {}, "5 x 5": {"size": 6}}}}])
+def test_a_record_of_another_table_is_refused_by_name(trainings, monkeypatch, change):
+    ablations.run(["toy"], seeds=1, only="size__5")
+    monkeypatch.setitem(ablations.BENCHES, "toy", replace(ablations.BENCHES["toy"], **change))
+    with pytest.raises(settings.InputError, match=r"toy/size__5_x_5\.json .*other settings.*--only size__5_x_5"):
+        ablations.run(["toy"], seeds=2)
+
+
+def test_a_bench_that_only_scores_has_nothing_to_repeat(trainings, monkeypatch):
+    monkeypatch.setitem(ablations.BENCHES, "toy", replace(ablations.BENCHES["toy"], factors={}))
+    assert list(ablations.todo(["toy"], 3)) == [("toy", "base", 42)]
+
+
+# ------------------------------------------------------------------------------------------ command line
+def test_command_line(trainings, monkeypatch, capsys):
+    assert main(["ablate", "toy", "--seeds", "1", "--only", "base"]) == 0
+    assert sorted(records()) == ["base"]
+    (settings.RESULTS_DIR.parent / "data").rmdir()
+    assert main(["ablate", "toy"]) == 1 and "data is missing: toy learns from it" in capsys.readouterr().err
+    assert main(["ablate"]) == 0 and "toy: left out, because its data are not at" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["ablate", "garage"])
+
+
+# ------------------------------------------------------------------------------------------------ results
+def test_summary_and_table(trainings):
+    ablations.run(["toy"], seeds=3)
+    found = ablations.summary("toy")
+    assert list(found) == ["size", "first", "method", "rule"]
+    np.testing.assert_allclose(found["size"]["5 x 5"]["gain"], [5.42, 5.43, 5.44])
+    np.testing.assert_allclose(found["rule"]["clever"]["gain"], [2.42, 2.43, 2.44])
+    assert [ablations.used(entries) for entries in found.values()] == ["1", "nothing", "learned", "plain"]
+    rows = ablations.table("toy")
+    assert rows["size: 5 x 5"] == {
+        "gain": "5.430 ± 0.010",
+        "loss": "-5.430 ± 0.010",
+        "against the one in use": "better",
+    }
+    assert rows["size: 1"]["against the one in use"] == "in use"
+    assert rows["first: small"]["against the one in use"] == "as good"
+    assert rows["rule: clever"] == {"gain": "2.430 ± 0.010", "against the one in use": "better"}
+    assert len(ablations.figure("toy").axes) == 4
+
+
+def test_what_was_not_run_is_left_out(trainings):
+    ablations.run(["toy"], seeds=1, only="base")
+    assert {factor: list(entries) for factor, entries in ablations.summary("toy").items()} == {
+        "size": ["1"], "first": ["nothing"], "method": ["learned"], "rule": ["plain", "clever"]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "base", "paired", "told"),
+    [
+        ([4, 5, 6], [1, 2, 3], False, "better"),
+        ([0, -1, 0.5], [1, 2, 3], False, "worse"),
+        ([3, 4, 5], [1, 2, 3], False, "as good"),
+        ([2.5, 4, 5], [1, 2, 3], False, "as good"),
+        ([1.1, 2.1, 3.1], [1, 2, 3], True, "better"),
+        ([1.1, 2.1, 2.9], [1, 2, 3], True, "as good"),
+        ([9, 9], [1, 2], True, "–"),
+    ],
+)
+def test_verdict(values, base, paired, told):
+    assert ablations.verdict(np.array(values), np.array(base), paired) == told
+
+
+# ---------------------------------------------------------------------------------------------- the table
+ENTRIES = [(bench, name) for bench in ablations.BENCHES for name in ablations.variants(ablations.BENCHES[bench])]
+
+
+@pytest.mark.parametrize(("bench_name", "name"), ENTRIES)
+def test_variants_are_settings_that_exist_and_differ_from_the_base(bench_name, name):
+    bench = ablations.BENCHES[bench_name]
+    entry = ablations.variants(bench)[name]
+    if callable(entry):
+        return
+    changes = {key: value for key, value in entry.items() if key not in ("start", "weights")}
+    config = replace(bench.base, **changes)
+    assert name == "base" or changes.items() - vars(bench.base).items() or entry.keys() & {"start", "weights"}
+    assert config.seed == settings.SEED and "seed" not in entry
+    replace(bench.base, **entry.get("start", {}))
+
+
+@pytest.mark.parametrize("bench_name", ablations.BENCHES)
+def test_each_factor_has_one_variant_in_use(bench_name):
+    for factor, entries in ablations.BENCHES[bench_name].factors.items():
+        assert sum(entry == {} for entry in entries.values()) == 1, factor
+
+
+@pytest.mark.parametrize(("bench_name", "name"), ENTRIES)
+def test_committed_records_are_of_this_table(bench_name, name):
+    path = COMMITTED / bench_name / f"{name}.json"
+    record = json.loads(path.read_text())
+    entry = ablations.variants(ablations.BENCHES[bench_name])[name]
+    ablations.require_same_table(bench_name, name, entry, record)
+    assert len(record["runs"]) >= (ablations.SEEDS if ablations.BENCHES[bench_name].factors else 1)
+    assert not any(run["git_revision"].endswith("-dirty") for run in record["runs"].values())
+
+
+def test_no_record_is_of_nothing():
+    found = {(path.parent.name, path.stem) for path in COMMITTED.rglob("*.json")}
+    assert found <= set(ENTRIES)
+
+
+# ------------------------------------------------------------------------------------------------- judges
+@pytest.fixture(scope="module")
+def scored_road(tmp_path_factory):
+    """The committed mini model and three fresh scenes."""
+    root = tmp_path_factory.mktemp("ablations") / "road"
+    road.scenes.write_dataset(root, {"train": 1, "val": 1, "test": 3}, seed=7, workers=1, progress=False)
+    trained = road.load(settings.WEIGHTS_DIR / "road/mini.pth", road.Config.mini())
+    return trained, road.datasets(trained.config, root, ("test",))["test"]
+
+
+def test_parts_of_sml(scored_road):
+    from src.ablations.road import _sml_parts
+
+    trained, scenes = scored_road
+    found = _sml_parts(trained, scenes)
+    whole = road.evaluation.evaluate(trained.model, scenes, trained.config, trained.calibration).metrics
+    pooled = whole["protocols"]["pooled"]
+    assert found["in full"] == pytest.approx(pooled["sml"]["aupr"], abs=1e-4)
+    assert found["neither"] == pytest.approx(pooled["sml_raw"]["aupr"], abs=1e-4)
+    assert len(set(found.values())) == len(found)
+
+
+@pytest.fixture(scope="module")
+def few_parts(tmp_path_factory):
+    """The committed mini model of fabrics, with a few fresh parts for every split."""
+    root = tmp_path_factory.mktemp("ablations") / "defects"
+    defects.textures.write_dataset(root, 7, {"train": 10, "test": 2, "defect": 1, "teacher": 1})
+    path = settings.WEIGHTS_DIR / "defects/mini.pth"
+    return defects.load(path, defects.Config.mini(), ["categories=fabric"]), root
+
+
+def test_maps_are_judged_by_their_maximum_or_the_mean_of_a_few(few_parts):
+    from src.ablations.defects import _judge_maps
+
+    trained, root = few_parts
+    images = defects.samples(trained.config, root, None, "test")
+    found = _judge_maps(trained, images)
+    whole = defects.evaluate(trained.config, trained.model, root, calibration=trained.calibration,
+                             thresholds=trained.thresholds)  # fmt: skip
+    assert found["metrics"]["image_auroc"] == whole["image_auroc"] == found["scoring"]["image score"]["maximum"]
+    assert found["scoring"]["score"].keys() == set(defects.scores.SCORES)
+    assert found["scoring"]["score"][defects.scores.HEADLINE] == whole["image_auroc"]
+    assert len(found["scoring"]["image score"]) == 3
+
+
+def test_fewer_students_leave_the_model_as_it_was(few_parts, monkeypatch):
+    from src.ablations.defects import _with_students
+
+    trained, root = few_parts
+    monkeypatch.setattr(defects, "default_root", lambda dataset: root)
+    before = {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
+    one = _with_students(trained, 1)
+    assert len(one.model.students["fabric"]["33"].nets) == 1
+    assert len(trained.model.students["fabric"]["33"].nets) == trained.config.students
+    assert all(torch.equal(before[name], tensor) for name, tensor in trained.model.state_dict().items())
+    image = defects.datasets(trained.config, root)["fabric"]["val"][0]["image"]
+    maps = defects.scores.score_maps(one.model, "fabric", image, one.calibration["fabric"], one.config)
+    assert float(maps["uncertainty"].std()) == 0  # one student never disagrees
+
+
+def test_teachers_are_kept_with_the_runs_and_imagenets_with_the_weights(monkeypatch):
+    calls = []
+    monkeypatch.setattr(defects, "train", lambda config, **options: calls.append(options))
+    bench = ablations.BENCHES["defects"]
+    folders = {}
+    for factor in ("students", "compactness", "descriptor", "teacher"):
+        for variant, entry in bench.factors[factor].items():
+            bench.train(replace(bench.base, **entry), weights=None, run_dir=Path("run"), out=Path("out.pth"))
+            folders[f"{factor} {variant}"] = calls[-1].get("teachers")
+    shared = folders.pop("students 3")
+    assert folders["teacher distilled on ImageNet's photographs"] is None
+    assert shared and shared.is_relative_to(settings.RUNS_DIR)
+    same = {name for name, folder in folders.items() if folder == shared}
+    assert same == {"students 1", "students 5", "compactness mean", "descriptor 128", "teacher distilled"}
+    others = [folder for name, folder in folders.items() if name not in same and folder]
+    assert len(set(others)) == len(others) == 5
+
+
+def test_the_committed_teacher_of_photographs_fits_its_variant():
+    bench = ablations.BENCHES["defects"]
+    config = replace(bench.base, **bench.factors["teacher"]["distilled on ImageNet's photographs"])
+    net, _ = defects.train_teacher(config, 33, None, Path("unused"))
+    assert net.descriptor == config.descriptor
+    assert checkpoints.load(defects.teacher_path(config, 33))["config"]["backbone"] == "squeezenet1_0"
