@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.requirements.stamp
 
-.PHONY: run test lint unit notebooks data colab lock clean
+.PHONY: run test lint unit notebooks data colab submission experiments lock clean
 
 run: data
 	mkdir -p build
@@ -38,6 +38,12 @@ $(STAMP): requirements.txt
 
 colab: $(STAMP)  # make colab REPOSITORY=https://github.com/OWNER/NAME
 	$(BIN)/python notebooks/set_repository.py "$(REPOSITORY)"
+
+experiments: $(STAMP)
+	$(BIN)/python -m src experiments
+
+submission: data
+	$(BIN)/python -m src submission
 
 lock: $(STAMP)
 	$(BIN)/pip freeze --exclude-editable > requirements.lock

@@ -1,4 +1,4 @@
-"""The command line: ``python -m src ROOM ACTION [options] [key=value ...]``, and ``python -m src ablate [BENCH]``."""
+"""The command line: ``python -m src ROOM ACTION [options] [key=value ...]``, and the whole project's own commands."""
 
 import argparse
 import importlib
@@ -33,6 +33,8 @@ EXAMPLES = """examples:
   python -m src series evaluate --dataset plots --root DIR --split test --weights assets/weights/series/plots.pth
   python -m src series predict plot.png numbers.csv --weights assets/weights/series/plots.pth --out build/series
   python -m src ablate sets                          what each choice of a room is worth (ablate --help)
+  python -m src experiments                          EXPERIMENTS.md from the records
+  python -m src submission                           build/submission.zip, or what it still lacks
   torchrun --nproc-per-node 4 -m src road train --profile full --root DIR
   python -m src road train epochs=5 lr=1e-3          any setting of the room's Config as key=value
 """
@@ -73,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["ablate"]:
         return reporting(lambda: importlib.import_module("src.ablations").main(argv[1:]))
+    if argv in (["experiments"], ["submission"]):
+        return reporting(importlib.import_module(f"src.{argv[0]}").main)
     arguments = parser().parse_intermixed_args(argv)
     room = importlib.import_module(f"src.{arguments.room}")
     overrides = [item for item in arguments.items if "=" in item]

@@ -100,3 +100,32 @@ def test_bars_mark_the_references_there_are():
     assert [patch.get_width() for patch in axis.patches] == [0.2, 0.6]
     assert lines(axis)["published"][:, 0].tolist() == [0.5]
     assert axis.yaxis_inverted() and axis.get_xlabel() == "AUPR"
+
+
+def test_dots_draw_every_run_by_factor_and_variant():
+    runs = {
+        "head": {"mlp": np.array([0.1, 0.2]), "attention": np.array([0.5, 0.6, 0.9])},
+        "layers": {"2": np.array([0.4]), "4": np.array([0.7, 0.3]), "8": np.array([0.8, 0.8])},
+    }
+    in_use = {"head": "attention", "layers": "4"}
+    figure = plots.dots(runs, in_use, "accuracy")
+    assert [axis.get_title(loc="left") for axis in figure.axes] == list(runs)
+    assert [axis.get_xlabel() for axis in figure.axes] == ["", "accuracy"]
+    for axis, (factor, variants) in zip(figure.axes, runs.items(), strict=True):
+        drawn = {mark: [line.get_xydata() for line in axis.get_lines() if line.get_marker() == mark] for mark in "o|"}
+        for place, values in enumerate(variants.values()):
+            assert np.array_equal(drawn["o"][place], [(value, place) for value in values])
+            assert np.allclose(drawn["|"][place], [(values.mean(), place)])
+        assert len(drawn["o"]) == len(drawn["|"]) == len(variants) and axis.yaxis_inverted()
+        names = {label.get_text(): label.get_fontweight() for label in axis.get_yticklabels()}
+        assert names == {name: "bold" if name == in_use[factor] else "normal" for name in variants}
+        assert axis.get_yticks().tolist() == list(range(len(variants)))
+        (line,) = (line for line in axis.get_lines() if line.get_marker() == "None")
+        assert np.allclose(line.get_xdata(), variants[in_use[factor]].mean())
+    assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
+
+
+@pytest.mark.parametrize("in_use", [{}, {"head": "transformer"}])
+def test_dots_without_the_variant_in_use_are_an_error(in_use):
+    with pytest.raises(KeyError, match="head|transformer"):
+        plots.dots({"head": {"mlp": np.array([0.1, 0.2])}}, in_use, "accuracy")

@@ -9,13 +9,13 @@ SRC = Path(__file__).resolve().parents[1] / "src"
 GROUND = {"settings", "configs", "images", "generated", "training", "checkpoints", "metrics", "intervals", "regions",
           "plots", "results"}  # fmt: skip
 ROOMS = {"road", "defects", "sets", "series"}
-ROOF = {"ablations", "__main__"}
+ROOF = {"ablations", "experiments", "submission", "__main__"}
 FILES = sorted(SRC.rglob("*.py"))
 TREES = {file.relative_to(SRC).as_posix(): ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 PRESENT = sorted(room for room in ROOMS if (SRC / room).is_dir())
 DOORS = {"Config", "datasets", "build_model", "train", "evaluate"}
 # The plan's ceiling of 4,500 counts every line of src, and four rooms are past it. Held here is less: lines of code,
-# the generators of mini data apart, and the roof (the command line, the table of ablations) apart.
+# the generators of mini data apart, and the roof (command line, ablations, log, hand-in) apart.
 MODULE_LINES, SRC_LINES, ROOF_LINES, GENERATOR_LINES = 420, 5850, 700, 1400
 GENERATORS = {
     "road/canvas.py",

@@ -330,6 +330,14 @@ def test_override_reads_values_of_the_field_s_type():
     assert RoomConfig.from_plain(checkpoints.plain(asdict(config))) == config
 
 
+@pytest.mark.parametrize("text", ["true", "True", "TRUE", "false", "False", "FALSE"])
+def test_booleans_are_read_in_either_case(text):
+    is_true = text.lower() == "true"
+    for before in (False, True):
+        config = RoomConfig(amp=before, compile=before).override([f"amp={text}", f"compile={text}"])
+        assert config.amp is config.compile is is_true
+
+
 @pytest.mark.parametrize(
     ("pair", "reason"),
     [
@@ -338,6 +346,8 @@ def test_override_reads_values_of_the_field_s_type():
         ("epochs=ten", "epochs=ten: 'ten' is not a value like 30"),
         ("epochs=1.5", "epochs=1.5: expected a int"),
         ("amp=1", "amp=1: expected a bool"),
+        ("amp=yes", "amp=yes: 'yes' is not a value like"),
+        ("epochs=true", "epochs=true: 'true' is not a value like 30"),
         ("optimizer=lion", "optimizer='lion': expected one of adam, adamw, sgd"),
         ("schedule=step", "schedule='step': expected one of constant, poly, cosine, plateau"),
         ("batch_size=0", "must be at least 1"),

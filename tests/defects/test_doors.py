@@ -183,6 +183,42 @@ def test_a_teacher_of_another_config_is_refused(house, no_distillation, changes,
         defects.train_teacher(replace(TINY, **changes), 33, None, house[0] / "unused")
 
 
+@pytest.fixture
+def folders(monkeypatch, tmp_path, textures_root) -> Path:
+    redirect(monkeypatch, textures_root.parents[1], tmp_path)
+    return tmp_path
+
+
+ONE = replace(TINY, categories=("fabric",), epochs=1)
+
+
+def test_a_new_teacher_is_kept_in_the_folder_named(house, tmp_path):
+    """Even where there is one beside the weights, which is neither used nor written over."""
+    beside = house[0] / "weights/defects/teacher_mini_33.pth"
+    before = beside.read_bytes()
+    config = replace(ONE, teacher_epochs=2)  # with which the one beside would be refused
+    trained = defects.train(config, run_dir=tmp_path / "runs", out=tmp_path / "out.pth", teachers=tmp_path / "teachers")
+    (kept,) = (tmp_path / "teachers").iterdir()
+    assert kept.name == beside.name and checkpoints.load(kept)["config"]["epochs"] == 2
+    assert len(trained.history["teacher 33"]) == 2 and beside.read_bytes() == before
+    weights = checkpoints.load(kept)["weights"]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in trained.model.teachers["33"].state_dict().items())
+
+
+def test_no_teacher_is_kept_beside_the_weights_if_a_folder_is_named(folders):
+    defects.train(ONE, teachers=folders / "teachers")
+    assert [path.name for path in (folders / "teachers").iterdir()] == ["teacher_mini_33.pth"]
+    assert [path.name for path in (folders / "weights/defects").iterdir()] == ["mini.pth"]
+
+
+def test_a_teacher_kept_in_the_folder_named_is_used(house, folders, no_distillation):
+    (folders / "teachers").mkdir()
+    shutil.copy(house[0] / "weights/defects/teacher_mini_33.pth", folders / "teachers")
+    trained = defects.train(ONE, teachers=folders / "teachers")
+    assert all(map(torch.equal, tensors(trained.model.teachers["33"]), tensors(house[1].model.teachers["33"])))
+    assert not defects.teacher_path(ONE, 33).exists()
+
+
 # ---------------------------------------------------------------------------------------- load_or_train
 def test_weights_are_loaded_or_made_or_missed(house, monkeypatch):
     calls = []
@@ -342,12 +378,6 @@ PAIRS = [f"{key}={value}" for key, value in {
     "descriptor": 8, "students": 2, "workers": 0, "amp": False, "patch_pixels": 32, "teacher_width": 4, "warmup": 0,
     "teacher_image_size": "40,64", "teacher_epochs": 1, "teacher_batch_size": 6, "patches_per_image": 4,
 }.items()]  # fmt: skip
-
-
-@pytest.fixture
-def folders(monkeypatch, tmp_path, textures_root) -> Path:
-    redirect(monkeypatch, textures_root.parents[1], tmp_path)
-    return tmp_path
 
 
 def run(*arguments) -> int:

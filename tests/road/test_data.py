@@ -232,6 +232,8 @@ def test_unknown_names_are_errors():
 
 # ----------------------------------------------------------------------------------------- transforms
 STEP = 18  # grey levels from one label to the next in a coded image
+SCALED = {"moderate": (1.0, 1.3), "heavy": (0.5, 2.0), "scale": (0.5, 2.0), "scale_jitter": (0.5, 1.5)}
+TURNED = ("moderate", "heavy")
 
 
 def coded_sample(seed: int = 0) -> dict:
@@ -241,16 +243,16 @@ def coded_sample(seed: int = 0) -> dict:
     return {"image": tv_tensors.Image((mask * STEP).expand(3, -1, -1).clone()), "mask": tv_tensors.Mask(mask)}
 
 
-def without_jitter(name: str, *sizes) -> data.Augment:
+def without(transform, name: str, *sizes) -> data.Augment:
     augment = data.Augment(name, 13, *sizes)
-    augment.transforms = [transform for transform in augment.transforms if transform is not data._JITTER]
+    augment.transforms = [other for other in augment.transforms if other is not transform]
     return augment
 
 
-def inside(mask: torch.Tensor) -> torch.Tensor:
-    """Known pixels (H,W) whose 5x5 window holds one label: away from borders, which resizing blends."""
-    window = torch.nn.functional.pad(mask[None].float(), [2] * 4, mode="replicate")
-    high, low = (sign * torch.nn.functional.max_pool2d(sign * window, 5, 1)[0] for sign in (1, -1))
+def inside(mask: torch.Tensor, margin: int = 2) -> torch.Tensor:
+    """Known pixels (H,W) with one label up to ``margin`` pixels around: away from borders, which resizing blends."""
+    window = torch.nn.functional.pad(mask[None].float(), [margin] * 4, mode="replicate")
+    high, low = (sign * torch.nn.functional.max_pool2d(sign * window, 2 * margin + 1, 1)[0] for sign in (1, -1))
     return (high == low) & (mask != data.IGNORE)
 
 
@@ -262,11 +264,12 @@ def grey_levels(image: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", data.AUGMENTATIONS)
 @pytest.mark.parametrize("image_size, crop_size", [((96, 128), (80, 112)), ((72,), None)])
 def test_augmented_image_and_mask_stay_aligned(name, image_size, crop_size):
-    augment = without_jitter(name, image_size, crop_size)
+    crop_size = crop_size or ((60, 80) if name in SCALED else None)
+    augment = without(data._JITTER, name, image_size, crop_size)
     for seed in range(8):
         torch.manual_seed(seed)
         result = augment(coded_sample(seed))
-        clear = inside(result["mask"])
+        clear = inside(result["mask"], 4 if name in TURNED else 2)  # rotation and blur blend more
         shown = (grey_levels(result["image"])[0] / STEP).round()
         assert clear.float().mean() > 0.1
         assert (shown[clear] == result["mask"][clear]).float().mean() > 0.99
@@ -286,10 +289,10 @@ def test_augmented_form(name):
 
 
 def test_every_recipe_varies_as_named():
-    def masks(name):
+    def masks(name, crop_size=None):
         for seed in range(12):
             torch.manual_seed(seed)
-            yield data.Augment(name, 13, (96, 128), None)(coded_sample())["mask"]
+            yield without(data._ROTATION, name, (96, 128), crop_size)(coded_sample())["mask"]
 
     plain = next(masks("none"))
     assert all(torch.equal(mask, plain) for mask in masks("none"))
@@ -298,15 +301,57 @@ def test_every_recipe_varies_as_named():
         flipped = [torch.equal(mask, plain.flip(1)) for mask in found]
         assert 0 < sum(flipped) < 12
         assert sum(torch.equal(mask, plain) for mask in found) == 12 - sum(flipped)
-    for name, high in {"scale": 2.0, "scale_jitter": 1.5}.items():
-        factors = [mask.shape[0] / 96 for mask in masks(name)]
-        assert 0.5 <= min(factors) < 0.8 and 1.2 < max(factors) <= high
+    for name, (low, high) in SCALED.items():
+        factors = [(mask != data.IGNORE).any(1).sum().item() / 96 for mask in masks(name, (192, 256))]  # as a whole
+        third = (high - low) / 3
+        assert low - 0.01 < min(factors) < low + third and high - third < max(factors) < high + 0.01
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_images_of_random_size_need_a_crop(name):
+    assert f"augmentation={name} changes the size of images: set crop_size" in error_of(
+        lambda: data.Augment(name, 13, (96, 128), None)
+    )
+
+
+@pytest.mark.parametrize("name", TURNED)
+def test_turned_halves_keep_their_border_on_that_of_the_mask(name):
+    """A dark and a light half, which jitter cannot swap: told apart by colour, they are those of the mask."""
+    labels = torch.full((1, 96, 128), 2, dtype=torch.uint8)
+    labels[..., 64:] = 7
+    shades, slopes = torch.where(labels == 2, 60, 180).to(torch.uint8).expand(3, -1, -1), []
+    for seed in range(16):
+        torch.manual_seed(seed)
+        sample = {"image": tv_tensors.Image(shades), "mask": tv_tensors.Mask(labels)}
+        result = data.Augment(name, 13, (96, 128), (80, 112))(sample)
+        mask, grey = result["mask"], grey_levels(result["image"]).mean(0)
+        assert set(mask.unique().tolist()) <= {2, 7, data.IGNORE}
+        rows, columns = ((mask[:, 1:] - mask[:, :-1]).abs() == 5).nonzero().T
+        if len(rows) > 40:  # the border is in the crop
+            middle = sum(grey[mask == label].median() for label in (2, 7)) / 2
+            assert torch.equal((grey > middle)[inside(mask)], (mask == 7)[inside(mask)])
+            slopes.append(((columns[-1] - columns[0]) / (rows[-1] - rows[0])).item())
+    assert len(slopes) > 8 and max(map(abs, slopes)) < np.tan(np.deg2rad(5)) + 0.02
+    assert min(slopes) < -0.02 and max(slopes) > 0.02
+
+
+def test_heavy_blurs_some_images_and_no_mask():
+    blurred = []
+    for seed in range(12):
+        results = []
+        for augment in (data.Augment("heavy", 13, (96, 128), (96, 128)),
+                        without(data._BLUR, "heavy", (96, 128), (96, 128))):  # fmt: skip
+            torch.manual_seed(seed)
+            results.append(augment(coded_sample()))
+        assert torch.equal(results[0]["mask"], results[1]["mask"])
+        blurred.append(not torch.allclose(results[0]["image"], results[1]["image"], atol=0.05))
+    assert 0 < sum(blurred) < 12
 
 
 @pytest.mark.parametrize("name", ["user", "scale_jitter"])
 def test_jitter_changes_colours_alone(name):
     results = []
-    for augment in (data.Augment(name, 13, (96, 128), (96, 128)), without_jitter(name, (96, 128), (96, 128))):
+    for augment in (data.Augment(name, 13, (96, 128), (96, 128)), without(data._JITTER, name, (96, 128), (96, 128))):
         torch.manual_seed(3)
         results.append(augment(coded_sample()))
     assert torch.equal(results[0]["mask"], results[1]["mask"])
