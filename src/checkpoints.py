@@ -124,6 +124,21 @@ def load(path: Path | str) -> dict:
     return content
 
 
+def described(path: Path | str) -> dict[str, float]:
+    """``parameters, M`` (with the statistics of normalisation), ``minutes`` of training, ``MB`` of the file.
+
+    Minutes add up every history that the checkpoint holds, validation after each epoch included.
+    """
+    content = load(path)
+    kept = [value for name, value in content.get("extras", {}).items() if name.endswith("history")]
+    histories = [rows for value in kept for rows in (value.values() if isinstance(value, dict) else [value]) if rows]
+    return {
+        "parameters, M": sum(tensor.numel() for tensor in content["weights"].values()) / 1e6,
+        "minutes": sum(rows[-1]["seconds"] for rows in histories) / 60,
+        "MB": Path(path).stat().st_size / 1e6,
+    }
+
+
 def is_bare_state_dict(content: dict) -> bool:
     """Whether a file holds only named tensors, as torchvision's own weight files do."""
     return bool(content) and all(isinstance(value, torch.Tensor) for value in content.values())

@@ -262,3 +262,15 @@ def test_a_failed_load_never_becomes_a_training_run(path, run_training):
     with pytest.raises(CheckpointError, match="truncated"):
         attempt(CONFIG)
     assert path.read_bytes() == damaged
+
+
+def test_described_adds_up_histories(tmp_path):
+    rows = [{"epoch": 1, "seconds": 30.0}, {"epoch": 2, "seconds": 90.0}]
+    extras = {"history": {"teacher 33": rows, "val": rows[:1], "all": []}, "outlier_history": rows, "classes": ["a"]}
+    weights = {"a": torch.zeros(500_000), "b": torch.zeros(2, 250_000)}
+    path = checkpoints.save(tmp_path / "x.pth", weights, config={}, extras=extras)
+    found = checkpoints.described(path)
+    assert found["parameters, M"] == 1 and found["minutes"] == pytest.approx((90 + 30 + 90) / 60)
+    assert found["MB"] == pytest.approx(path.stat().st_size / 1e6)
+    plain = checkpoints.save(tmp_path / "y.pth", weights, config={})
+    assert checkpoints.described(plain)["minutes"] == 0
