@@ -29,7 +29,7 @@ PROTOCOL = (
     "predicted as a class, the share above the threshold that 95 % of normal validation pixels stay below; "
     "normal_share and anomaly_share: how predictions spread over classes. false_alarms: that share of all normal ones."
 )
-ALARMS = ("max_logit", "sml", "outlier")
+ALARMS = ("max_logit", "sml", "outlier", "combined")
 
 
 def variants(logits: torch.Tensor, calibration: dict) -> dict[str, torch.Tensor]:
@@ -58,7 +58,8 @@ def measure(trained, samples) -> dict:
         predicted, good = logits.max(1).indices, known & ~anomaly
         normal += predicted[good].bincount(minlength=len(classes)).cpu()
         anomalous += predicted[anomaly].bincount(minlength=len(classes)).cpu()
-        maps = score_maps(logits, trained.calibration["statistics"]["train"], names, outlier)
+        maps = score_maps(logits, trained.calibration["statistics"]["train"], names, outlier,
+                          trained.calibration["units"])  # fmt: skip
         for name in names:
             called = good & (maps[name] >= thresholds[name])
             alarms[name] += predicted[called].bincount(minlength=len(classes)).cpu()

@@ -152,6 +152,12 @@ def main(arguments: Sequence[str]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ results
+def runs(bench_name: str) -> list[dict]:
+    """All runs of a bench that have a record."""
+    names = variants(BENCHES[bench_name])
+    return [run for name in names for run in _record(bench_name, name)["runs"].values()]
+
+
 def summary(bench_name: str) -> dict[str, dict[str, dict]]:
     """factor -> variant -> metric -> values by seed (N,), of all records that exist; scoring factors come last.
 

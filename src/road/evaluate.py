@@ -27,9 +27,9 @@ from src.road import data
 from src.road import model as models
 from src.road.scores import SCORES, ClassStatistics, score_maps
 
-SCORE_NAMES = (*SCORES, "sml_raw", "sml", "outlier")
-HEADLINE = "outlier"  # the score of the headline numbers, chosen on validation images with artificial objects
-BASELINE = "max_logit"  # the headline of a model without the outlier head
+SCORE_NAMES = (*SCORES, "sml_raw", "sml", "outlier", "combined")
+HEADLINE = "combined"  # the score of the headline numbers, chosen on validation images
+BASELINE = "max_logit"  # the headline of a model without outlier head or calibration
 QUANTILE = 0.95  # thresholds let at most 5 % of the normal validation pixels through
 PROTOCOL = (
     "mIoU and pixel accuracy: one confusion matrix over the split at the label maps' size, classes that the truth "
@@ -50,18 +50,19 @@ def each_image(model: nn.Module, dataset, config):
 
 
 def score_names(model: nn.Module, calibrated: bool = True) -> list[str]:
-    """The scores that can be had of a model: SML needs calibration, ``outlier`` its head."""
-    lacking = () if calibrated else ("sml_raw", "sml")
-    return [name for name in SCORE_NAMES if name not in lacking and (name != "outlier" or has_head(model))]
+    """The scores that can be had of a model: SML needs calibration, ``outlier`` its head, ``combined`` both."""
+    lacking = () if calibrated else ("sml_raw", "sml", "combined")
+    lacking += () if has_head(model) else ("outlier", "combined")
+    return [name for name in SCORE_NAMES if name not in lacking]
 
 
 def has_head(model: nn.Module) -> bool:
     return hasattr(model, "outlier_head")
 
 
-def headline(model: nn.Module) -> str:
+def headline(model: nn.Module, calibrated: bool = True) -> str:
     """The score that a model's headline numbers come from."""
-    return HEADLINE if has_head(model) else BASELINE
+    return HEADLINE if HEADLINE in score_names(model, calibrated) else BASELINE
 
 
 # -------------------------------------------------------------------------------------- calibration
@@ -69,22 +70,28 @@ def calibrate(model: nn.Module, sets: dict, config) -> dict:
     """What scoring needs beside the weights, from anomaly-free data alone.
 
     ``statistics``: the SML statistics of the train and of the val split, as ``ClassStatistics.compute``
-    gives them. ``thresholds``: for each score, with training statistics, the ``QUANTILE`` of its values
-    on the val split's labelled pixels.
+    gives them. ``units``, of a model with an outlier head: mean and std of what ``combined`` adds up, on the val
+    split's labelled pixels. ``thresholds``: for each score, with training statistics, the ``QUANTILE`` of its values
+    there.
     """
-    statistics = {}
+    statistics, moments = {}, {name: ClassStatistics(1) for name in ("outlier", "energy") if has_head(model)}
     for split in ("train", "val"):
         accumulator = ClassStatistics(len(sets[split].classes))
-        for logits, _, _ in each_image(model, sets[split], config):
+        for logits, outlier, mask in each_image(model, sets[split], config):
             accumulator.update(logits)
+            if split == "val":
+                for name, score in score_maps(logits, None, moments, outlier).items():
+                    moments[name].update(score[mask != data.IGNORE][None, None])  # as logits of one class
         statistics[split] = accumulator.compute()
+    found = {name: accumulator.compute() for name, accumulator in moments.items()}
+    units = {name: [float(row["mean"]), float(row["std"])] for name, row in found.items()}
     rankings = {name: PixelRanking() for name in score_names(model)}
     for logits, outlier, mask in each_image(model, sets["val"], config):
         normal = mask != data.IGNORE
-        for name, score in score_maps(logits, statistics["train"], rankings, outlier).items():
+        for name, score in score_maps(logits, statistics["train"], rankings, outlier, units).items():
             rankings[name].update(score[normal], torch.zeros_like(score[normal], dtype=torch.bool))
     thresholds = {name: r.quantile(QUANTILE) for name, r in rankings.items()}
-    return {"statistics": statistics, "thresholds": thresholds, "quantile": QUANTILE}
+    return {"statistics": statistics, "units": units, "thresholds": thresholds, "quantile": QUANTILE}
 
 
 # --------------------------------------------------------------------------------------- evaluation
@@ -147,18 +154,19 @@ def evaluate(model: nn.Module, dataset, config, calibration: dict | None, statis
     ``calibration`` comes with a checkpoint of this project; without it (a bare state dict) SML and the
     fixed thresholds are left out, which is printed. ``statistics`` says which split SML's come from.
     """
-    names, best = score_names(model, bool(calibration)), headline(model)
+    names, best = score_names(model, bool(calibration)), headline(model, bool(calibration))
     if not calibration:
-        print("no calibration in the weights: sml, sml_raw and fixed thresholds are left out")
+        print("no calibration in the weights: sml, sml_raw, combined and fixed thresholds are left out")
     thresholds = calibration["thresholds"] if calibration else {}
     class_statistics = calibration["statistics"][statistics] if calibration else None
+    units = calibration.get("units") if calibration else None  # of a model with an outlier head
     meters = {name: _ScoreMeter(thresholds.get(name)) for name in names} if dataset.anomaly is not None else {}
     matrices = []
     for logits, outlier, mask in each_image(model, dataset, config):
         if dataset.classes:
             matrices.append(_confusion(logits.max(1).indices, mask, dataset))
         if meters:
-            _update(meters, score_maps(logits, class_statistics, names, outlier), mask, dataset)
+            _update(meters, score_maps(logits, class_statistics, names, outlier, units), mask, dataset)
     metrics = {"images": len(dataset)}
     if matrices:
         metrics |= _segmentation_metrics(np.stack(matrices), dataset)

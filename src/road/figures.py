@@ -158,8 +158,8 @@ def write_prediction(trained, file: Path, out: Path) -> dict:
     image = data.read_image(file)
     item = predict(trained.model, image, trained.config, name=file.name)
     kind = data.DATASETS[trained.config.dataset]
-    best = headline(trained.model)
-    score = score_maps(item.logits, None, (best,), item.outlier)[best][0].numpy()
+    best = headline(trained.model, bool(trained.calibration))
+    score = score_maps(item.logits, None, (best,), item.outlier, units_of(trained))[best][0].numpy()
     written = {
         "overlay": plots.overlay(image, data.mask_to_rgb(item.classes, kind)),
         best: plots.heat(score, *np.percentile(score, (1, 99))),
@@ -176,6 +176,11 @@ def write_prediction(trained, file: Path, out: Path) -> dict:
         threshold = trained.calibration["thresholds"][best]
         row |= {"threshold": round(threshold, 4), "share_above_threshold": round(float((score >= threshold).mean()), 4)}
     return row
+
+
+def units_of(trained) -> dict | None:
+    """What the combined score needs of a model's calibration, if there is one."""
+    return trained.calibration and trained.calibration.get("units")
 
 
 def spread(count: int, dataset) -> list[int]:
@@ -195,7 +200,7 @@ def found_and_missed(trained, dataset, count: int = 2) -> Figure:
     best, order = headline(trained.model), []
     for index in range(len(dataset)):
         (item,) = predict_samples(trained.model, dataset, trained.config, [index])
-        score = score_maps(item.logits, None, (best,), item.outlier)[best][0]
+        score = score_maps(item.logits, None, (best,), item.outlier, units_of(trained))[best][0]
         mask = torch.from_numpy(item.mask)
         known = mask != data.IGNORE
         if (mask == dataset.anomaly).any():
@@ -203,7 +208,7 @@ def found_and_missed(trained, dataset, count: int = 2) -> Figure:
     order.sort(reverse=True)
     shown = order[:count] + order[max(count, len(order) - count) :]
     items = predict_samples(trained.model, dataset, trained.config, [index for _, index in shown])
-    maps = [score_maps(item.logits, None, ("max_logit", best), item.outlier) for item in items]
+    maps = [score_maps(item.logits, None, ("max_logit", best), item.outlier, units_of(trained)) for item in items]
     figure = score_grid(items, maps, dataset)
     for axis, (aupr, _) in zip(figure.axes[:: len(maps[0]) + 1], shown, strict=True):
         axis.text(0.02, 0.97, f"AUPR {aupr:.2f}", transform=axis.transAxes, va="top", color="white",
@@ -226,9 +231,10 @@ def draw_all(trained, name: str, sets: dict) -> list[Path]:
         if dataset.anomaly is not None and split == "test":
             calibration = trained.calibration
             known = score_names(trained.model, bool(calibration))
-            names = [name for name in ("max_logit", "sml", "outlier") if name in known]
+            names = [name for name in ("max_logit", "sml", "outlier", "combined") if name in known]
             statistics = calibration["statistics"]["train"] if calibration else None
-            maps = [score_maps(item.logits, statistics, names, item.outlier) for item in predictions[::3]]
+            units = units_of(trained)
+            maps = [score_maps(item.logits, statistics, names, item.outlier, units) for item in predictions[::3]]
             drawn["scores"] = score_grid(predictions[::3], maps, dataset)
             known_classes = data.dataset_class(trained.config.dataset).classes
             drawn["logits"] = logit_distributions(

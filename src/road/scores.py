@@ -21,6 +21,8 @@ from torch import Tensor
 MIN_PIXELS = 100
 # Rows of a Cityscapes image: what the published suppression radii and smoothing dilation were chosen for.
 REFERENCE_HEIGHT = 1024
+# In the combined score; chosen on validation images with artificial objects, and with a known class left out.
+ENERGY_WEIGHT = 2.0
 
 
 def _relative_exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,6 +54,17 @@ def entropy(logits: Tensor) -> Tensor:
 def energy(logits: Tensor) -> Tensor:
     """Free energy at temperature 1, -ln(sum(exp(logits))); (B, C, H, W) -> (B, H, W)."""
     return -logits.float().logsumexp(dim=1)
+
+
+def combined(logits: Tensor, outlier: Tensor, units: Mapping[str, Sequence[float]]) -> Tensor:
+    """What the outlier head says + ``ENERGY_WEIGHT`` x energy, each in standard deviations; (B, H, W).
+
+    The head finds what looks like nothing it has seen, energy what resembles no known class. ``units``: mean and
+    standard deviation of "outlier" and "energy" over normal validation pixels.
+    """
+    found = {"outlier": outlier, "energy": energy(logits)}
+    scaled = {name: (found[name] - mean) / std for name, (mean, std) in units.items()}
+    return scaled["outlier"] + ENERGY_WEIGHT * scaled["energy"]
 
 
 SCORES = {"msp": msp, "max_logit": max_logit, "entropy": entropy, "energy": energy}
@@ -244,14 +257,17 @@ def score_maps(
     statistics: Mapping[str, Tensor] | None = None,
     names: Iterable[str] = tuple(SCORES),
     outlier: Tensor | None = None,
+    units: Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, Tensor]:
-    """Scores by name, each (B, H, W): those of `SCORES`, "sml_raw" (standardized only), "sml" (in full), "outlier".
+    """Scores by name, each (B, H, W): those of `SCORES`, "sml_raw" (standardized only), "sml" (in full), "outlier" and
+    "combined".
 
-    The last is what `outliers.OutlierHead` said, (B, H, W), passed through. Raises ValueError for an unknown name, for
-    SML without `statistics` and for "outlier" without it.
+    `outlier` is what `outliers.OutlierHead` said, (B, H, W), passed through. Raises ValueError for an unknown name, for
+    SML without `statistics`, for the last two without `outlier` and for "combined" without `units`.
     """
     known = SCORES | {
         "outlier": lambda _: outlier,
+        "combined": partial(combined, outlier=outlier, units=units),
         "sml_raw": partial(standardized_max_logits, statistics=statistics),
         "sml": partial(sml, statistics=statistics),
     }
@@ -259,8 +275,10 @@ def score_maps(
     for name in names:
         if name not in known:
             raise ValueError(f"unknown score {name!r}: choose from {list(known)}")
-        if name == "outlier" and outlier is None:
-            raise ValueError("'outlier' needs a model with an outlier head: train with outlier_epochs above 0")
+        if name in ("outlier", "combined") and outlier is None:
+            raise ValueError(f"{name!r} needs a model with an outlier head: train with outlier_epochs above 0")
+        if name == "combined" and units is None:
+            raise ValueError("'combined' needs the units of a model's calibration")
         if name.startswith("sml") and statistics is None:
             raise ValueError(f"{name!r} needs class statistics: pass ClassStatistics.compute()'s result")
         maps[name] = known[name](logits)

@@ -108,6 +108,7 @@ class Case:
         self.outliers = rng.normal(0, 1, (10, *SIZE)).astype(np.float32) + np.float32(self.masks == ANOMALY)
         self.dataset = street_hazards(root, self.masks)
         self.calibration = calibration_for(13)
+        self.calibration["units"] = {"outlier": [1.0, 2.0], "energy": [-3.0, 0.5]}
         thresholds = {name: float(np.quantile(self.score(name), 0.9)) for name in evaluation.SCORE_NAMES}
         self.calibration["thresholds"] = thresholds
         self.model = stub(self.logits, self.outliers)
@@ -129,7 +130,11 @@ class Case:
             "sml_raw": lambda: -(best - mean) / std,
             "sml": lambda: scores.sml(torch.from_numpy(self.logits), chosen).numpy(),
             "outlier": lambda: self.outliers,
+            "combined": lambda: (self.outliers - 1) / 2 + 2 * (-np.log(np.exp(x).sum(1)) + 3) / 0.5,
         }[name]()
+
+
+OF_HEAD = ("outlier", "combined")  # the scores that need the outlier head
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +206,8 @@ def test_per_image_numbers_skip_images_without_anomaly(case, name, ignored, prot
 
 
 def test_headline_is_the_pooled_score_named(case):
-    assert case.metrics["score"] == evaluation.headline(case.model) == "outlier"
-    assert_equal(case.metrics, reference(case.outliers.ravel(), (case.masks == ANOMALY).ravel()))
+    assert case.metrics["score"] == evaluation.headline(case.model) == "combined"
+    assert_equal(case.metrics, reference(case.score("combined").ravel(), (case.masks == ANOMALY).ravel()))
     assert case.metrics["base_rate"] == pytest.approx(sum(AREAS) / case.masks.size)
 
 
@@ -211,15 +216,15 @@ def test_a_model_without_the_head_has_the_baseline_as_headline(case):
     metrics = evaluation.evaluate(model, case.dataset, CONFIG, case.calibration).metrics
     assert metrics["score"] == evaluation.headline(model) == "max_logit"
     assert_equal(metrics, reference(case.score("max_logit").ravel(), (case.masks == ANOMALY).ravel()))
-    pooled = {name: row for name, row in case.metrics["protocols"]["pooled"].items() if name != "outlier"}
-    assert metrics["protocols"]["pooled"] == pooled and "outlier" not in metrics["scores"]
+    pooled = {name: row for name, row in case.metrics["protocols"]["pooled"].items() if name not in OF_HEAD}
+    assert metrics["protocols"]["pooled"] == pooled and not set(OF_HEAD) & set(metrics["scores"])
 
 
 @pytest.mark.parametrize("calibrated, added", [(True, ["sml_raw", "sml"]), (False, [])])
 def test_the_scores_that_can_be_had(case, calibrated, added):
     names = [*scores.SCORES, *added]
     assert evaluation.score_names(Stub(case.logits), calibrated) == names
-    assert evaluation.score_names(case.model, calibrated) == [*names, "outlier"]
+    assert evaluation.score_names(case.model, calibrated) == [*names, *OF_HEAD[: 1 + calibrated]]
     assert set(evaluation.score_names(case.model)) == set(evaluation.SCORE_NAMES)
 
 
@@ -261,9 +266,10 @@ def test_without_calibration_a_line_says_what_is_missing(case, capsys):
     metrics = evaluation.evaluate(case.model, case.dataset, CONFIG, None).metrics
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("no calibration", "sml", "thresholds"))
-    assert set(metrics["protocols"]["pooled"]) == {*scores.SCORES, "outlier"}
+    assert set(metrics["protocols"]["pooled"]) == {*scores.SCORES, "outlier"} and metrics["score"] == "max_logit"
     assert all("f1" not in entry for entry in metrics["scores"].values())
-    assert metrics["aupr"] == case.metrics["aupr"] and metrics["miou"] == case.metrics["miou"]
+    assert metrics["protocols"]["pooled"]["outlier"] == case.metrics["protocols"]["pooled"]["outlier"]
+    assert metrics["miou"] == case.metrics["miou"]
 
 
 def test_road_anomaly_has_scores_and_no_classes(tmp_path):
@@ -317,7 +323,9 @@ def test_statistics_of_each_split_by_predicted_class(calibrated):
 def test_thresholds_let_five_per_cent_of_normal_validation_pixels_through(calibrated):
     logits, outliers, _, calibration = calibrated
     val, statistics = torch.from_numpy(logits[3:]), calibration["statistics"]["train"]
-    maps = scores.score_maps(val, statistics, evaluation.SCORE_NAMES, torch.from_numpy(outliers[3:]))
+    maps = scores.score_maps(
+        val, statistics, evaluation.SCORE_NAMES, torch.from_numpy(outliers[3:]), calibration["units"]
+    )
     assert set(calibration["thresholds"]) == set(maps) and calibration["quantile"] == 0.95
     for name, score in maps.items():
         above = (score > calibration["thresholds"][name]).float().mean().item()
@@ -326,8 +334,16 @@ def test_thresholds_let_five_per_cent_of_normal_validation_pixels_through(calibr
 
 def test_a_model_without_the_head_has_no_threshold_for_it(calibrated):
     logits, _, sets, calibration = calibrated
-    without = evaluation.calibrate(Stub(logits), sets, CONFIG)["thresholds"]
-    assert without == {name: value for name, value in calibration["thresholds"].items() if name != "outlier"}
+    without = evaluation.calibrate(Stub(logits), sets, CONFIG)
+    assert without["units"] == {}
+    assert without["thresholds"] == {n: value for n, value in calibration["thresholds"].items() if n not in OF_HEAD}
+
+
+def test_units_are_those_of_normal_validation_pixels(calibrated):
+    logits, outliers, _, calibration = calibrated
+    energy = -np.log(np.exp(logits[3:].astype(np.float64)).sum(1))
+    for name, values in (("outlier", outliers[3:]), ("energy", energy)):
+        assert calibration["units"][name] == pytest.approx([values.mean(), values.std()], rel=1e-4)
 
 
 def test_void_is_no_part_of_the_thresholds(camvid_root):
@@ -375,14 +391,14 @@ def test_found_and_missed_shows_the_best_and_the_worst(case, headed, count, rows
     """Eight images hold an anomaly; none of them is shown twice."""
     model = case.model if headed else Stub(case.logits)
     trained = road.Trained(CONFIG, model, case.calibration, [], Path())
-    score = case.outliers if headed else case.score("max_logit")
+    score = case.score("combined") if headed else case.score("max_logit")
     aupr = {i: average_precision_score(case.masks[i].ravel() == ANOMALY, score[i].ravel()) for i in range(len(AREAS))}
     order = sorted(aupr, key=aupr.get, reverse=True)
     figure = figures.found_and_missed(trained, case.dataset, count)
-    columns = 3 if headed else 2  # input, max logit, outlier
+    columns = 3 if headed else 2  # input, max logit, combined
     assert len(figure.axes) == rows * columns
     titles = [axis.get_title() for axis in figure.axes[:columns]]
-    assert titles == ["input", "max logit", "outlier"][:columns]
+    assert titles == ["input", "max logit", "combined"][:columns]
     labels = [axis.texts[-1].get_text() for axis in figure.axes[::columns]]
     assert labels == [f"AUPR {aupr[i]:.2f}" for i in order[: rows // 2] + order[-(rows // 2) :]]
     plt.close(figure)

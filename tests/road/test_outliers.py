@@ -344,19 +344,19 @@ def test_a_taught_model_is_evaluated_by_its_head(taught, mini_root):
     loaded = road.load(taught.source, road.Config())
     assert loaded.config == taught.config and same(loaded.model.state_dict(), taught.model.state_dict())
     metrics, _, _ = road.measure(loaded, mini_root, None, "test")
-    assert metrics["score"] == "outlier" == evaluation.headline(loaded.model)
-    assert metrics["aupr"] == metrics["protocols"]["pooled"]["outlier"]["aupr"]
+    assert metrics["score"] == "combined" == evaluation.headline(loaded.model)
+    assert metrics["aupr"] == metrics["protocols"]["pooled"]["combined"]["aupr"]
     threshold = taught.calibration["thresholds"]["outlier"]
     assert metrics["scores"]["outlier"]["threshold"] == threshold and threshold == threshold
     with pytest.raises(checkpoints.CheckpointError, match="outlier_epochs: 1 in the file, 3 asked for"):
         road.load(taught.source, road.Config(), ["outlier_epochs=3"])
 
 
-def test_pictures_of_a_taught_model_show_the_outlier_score(taught, mini_root, tmp_path):
+def test_pictures_of_a_taught_model_show_the_combined_score(taught, mini_root, tmp_path):
     file = data.StreetHazards(mini_root, "test").pairs[0][0]
     (row,) = road.predict(taught, [file], tmp_path)
-    assert row["threshold"] == pytest.approx(taught.calibration["thresholds"]["outlier"], abs=1e-4)
-    assert Image.open(tmp_path / f"{file.stem}_outlier.png").size == (160, 90) and "max_logit" not in row
+    assert row["threshold"] == pytest.approx(taught.calibration["thresholds"]["combined"], abs=1e-4)
+    assert Image.open(tmp_path / f"{file.stem}_combined.png").size == (160, 90) and "max_logit" not in row
 
 
 def test_logits_are_the_same_with_and_without_the_head(taught):

@@ -427,8 +427,14 @@ def test_score_maps_names_its_maps_and_its_errors():
             scores.score_maps(logits, names=(name,))
     outlier = random_logits(2, 12, 10)
     assert scores.score_maps(logits, names=("outlier", "msp"), outlier=outlier)["outlier"] is outlier
-    with pytest.raises(ValueError, match="outlier head.*outlier_epochs"):
-        scores.score_maps(logits, given, ("outlier",))
+    for name in ("outlier", "combined"):
+        with pytest.raises(ValueError, match=f"'{name}'.*outlier head.*outlier_epochs"):
+            scores.score_maps(logits, given, (name,))
+    with pytest.raises(ValueError, match="units"):
+        scores.score_maps(logits, given, ("combined",), outlier)
+    units = {"outlier": [0.5, 2.0], "energy": [-1.0, 4.0]}
+    found = scores.score_maps(logits, None, ("combined",), outlier, units)["combined"]
+    torch.testing.assert_close(found, (outlier - 0.5) / 2 + 2 * (1 - logits.logsumexp(1)) / 4)
     with pytest.raises(ValueError, match="nonsense"):
         scores.score_maps(logits, given, ("nonsense",))
 
