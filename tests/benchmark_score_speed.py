@@ -4,7 +4,8 @@
 
 One image: the ``full`` model (DeepLabV3-ResNet50, random weights) at 720 x 1280, and the committed CamVid model at
 its own size, 540 x 960, with scores at 720 x 1280. Median seconds: ``forward`` (backbone, class layers, logits at the
-image's size), ``sml`` (standardized, suppressed, smoothed) and ``outlier`` (the head and its enlarging) after it.
+image's size), ``sml`` (standardized, suppressed, smoothed) ``outlier`` (the head and its enlarging) and
+``combined`` (that, energy and their sum) after it.
 """
 
 import argparse
@@ -18,9 +19,10 @@ import torch.nn.functional as F
 
 from src import results, road, settings
 from src.road.outliers import tapped
-from src.road.scores import ClassStatistics, sml
+from src.road.scores import ClassStatistics, combined, sml
 
 SIZE = (720, 1280)
+UNITS = {"outlier": (0.0, 1.0), "energy": (0.0, 1.0)}
 
 
 def timed(work) -> tuple[float, object]:
@@ -49,15 +51,18 @@ def measure(model, size: tuple[int, int], repeat: int) -> dict[str, float]:
         calibration.update(logits)
         found = calibration.compute()
         standardized, _ = timed(lambda: sml(logits, found))  # noqa: B023
-        outlier, _ = timed(lambda: enlarge(head(features)[:, None]))  # noqa: B023
-        rows.append((deep + rest, standardized, outlier))
-    forward, standardized, outlier = (statistics.median(column) for column in zip(*rows[1:], strict=True))
+        outlier, said = timed(lambda: enlarge(head(features)[:, None])[:, 0])  # noqa: B023
+        adding, _ = timed(lambda: combined(logits, said, UNITS))  # noqa: B023
+        rows.append((deep + rest, standardized, outlier, outlier + adding))
+    forward, standardized, outlier, together = (statistics.median(column) for column in zip(*rows[1:], strict=True))
     return {
         "forward": forward,
         "sml": standardized,
         "outlier": outlier,
+        "combined": together,
         "sml_share": standardized / forward,
         "outlier_share": outlier / forward,
+        "combined_share": together / forward,
     }
 
 
