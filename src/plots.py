@@ -87,9 +87,10 @@ def overlay(image: np.ndarray, colors: np.ndarray, alpha: float = 0.5) -> np.nda
 
 
 def outline(image: np.ndarray, region: np.ndarray, color=(60, 250, 240)) -> np.ndarray:
-    """The image with the border of a boolean region (H,W) drawn two pixels wide outside it."""
+    """The image with the border of a boolean region (H,W) drawn outside it, two pixels wide or W / 160."""
+    width = max(2, image.shape[1] // 160)  # of a large image shown small, two would vanish
     grown = torch.from_numpy(region)[None].float()
-    grown = F.max_pool2d(grown, 5, 1, 2)[0].bool().numpy()
+    grown = F.max_pool2d(grown, 2 * width + 1, 1, width)[0].bool().numpy()
     marked = image.copy()
     marked[grown & ~region] = color
     return marked
