@@ -155,7 +155,7 @@ def bars(values: dict[str, float], xlabel: str, reference: dict[str, float] | No
 def dots(factors: dict[str, dict[str, np.ndarray]], in_use: dict[str, str], xlabel: str) -> Figure:
     """factor -> variant -> values by seed (N,): a dot for each, a tick at their mean; the variant in use is named bold.
 
-    The line is at that variant's mean, the band its standard deviation over seeds to either side.
+    The line is at that variant's mean, the band its standard deviation over seeds (if there are several) either side.
     """
     rows = [(factor, variant) for factor, variants in factors.items() for variant in variants]
     figure, axes = plt.subplots(len(factors), 1, sharex=True, squeeze=False,
@@ -163,7 +163,8 @@ def dots(factors: dict[str, dict[str, np.ndarray]], in_use: dict[str, str], xlab
                                 height_ratios=[len(variants) + 0.6 for variants in factors.values()])  # fmt: skip
     for axis, (factor, variants) in zip(axes[:, 0], factors.items(), strict=True):
         used = variants[in_use[factor]]
-        axis.axvspan(used.mean() - used.std(), used.mean() + used.std(), color="0.9", zorder=0)
+        spread = used.std(ddof=1) if len(used) > 1 else 0
+        axis.axvspan(used.mean() - spread, used.mean() + spread, color="0.9", zorder=0)
         axis.axvline(used.mean(), color="0.6", linewidth=0.8, zorder=0)
         for place, (variant, values) in enumerate(variants.items()):
             color = COLORS[1] if variant == in_use[factor] else COLORS[0]

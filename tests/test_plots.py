@@ -129,3 +129,14 @@ def test_dots_draw_every_run_by_factor_and_variant():
 def test_dots_without_the_variant_in_use_are_an_error(in_use):
     with pytest.raises(KeyError, match="head|transformer"):
         plots.dots({"head": {"mlp": np.array([0.1, 0.2])}}, in_use, "accuracy")
+
+
+@pytest.mark.parametrize(("width", "line"), [(64, 2), (320, 2), (1280, 8)])
+def test_an_outline_is_as_wide_as_the_image_asks_and_outside_the_region(width, line):
+    region = np.zeros((80, width), dtype=bool)
+    region[30:50, 20:40] = True
+    marked = plots.outline(np.zeros((80, width, 3), np.uint8), region, (1, 2, 3))
+    drawn = (marked == (1, 2, 3)).all(2)
+    assert not drawn[region].any()
+    assert drawn[40, 20 - line : 20].all() and not drawn[40, : 20 - line].any()
+    assert drawn[30 - line : 30, 30].all() and not drawn[: 30 - line, 30].any()

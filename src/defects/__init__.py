@@ -50,7 +50,6 @@ class Config(training.FitConfig):
     patches_per_image: int = 1
     compactness: str = "mean"
     compactness_weight: float = 0.1
-    teacher_parts: bool = False  # distil on the training images at hand as well
     backbone_epochs: int = 0  # of fine-tuning the backbone on the training images at hand; 0 = as it came
 
     def __post_init__(self):
@@ -97,7 +96,7 @@ class Config(training.FitConfig):
             image_size=self.teacher_image_size, augmentation=self.teacher_augmentation,
             patches_per_image=self.patches_per_image,
             compactness=self.compactness, compactness_weight=self.compactness_weight,
-            parts=self.teacher_parts, backbone_epochs=self.backbone_epochs,
+            backbone_epochs=self.backbone_epochs,
         )  # fmt: skip
 
     def parts(self) -> dict[str, str]:
@@ -134,8 +133,7 @@ def teacher_path(config: Config, patch_size: int, folder: Path | None = None) ->
 
     One that learned from a data set's own images is of that data set alone.
     """
-    own = config.teacher_parts or config.backbone_epochs
-    images = config.teacher_images.split("/")[0] + (f"_{config.dataset}" if own else "")
+    images = config.teacher_images.split("/")[0] + (f"_{config.dataset}" if config.backbone_epochs else "")
     return (folder or settings.WEIGHTS_DIR / "defects") / f"teacher_{images}_{patch_size}.pth"
 
 
@@ -179,15 +177,14 @@ def train_teacher(config: Config, patch_size: int, weights: Path | None, runs: P
                   teachers: Path | None = None) -> tuple[PatchNet, list[dict]]:  # fmt: skip
     """The teacher of a patch size: the one kept (in ``teachers``) for this config, or a new one, which is then kept.
 
-    ``images`` are the training images that it, or its backbone, learns from too where the config says so.
+    ``images`` are the training images that its backbone is fine-tuned on where the config says so.
     """
     path, own, adapt = teacher_path(config, patch_size, teachers), config.of_teacher(patch_size), None
-    if own.parts or own.backbone_epochs:
-        own = replace(own, domain=domain.describe(config.dataset, images))
     if own.backbone_epochs:
+        own = replace(own, domain=domain.describe(config.dataset, images))
         adapt = partial(domain.adapt, images=images, config=own, run_dir=runs / f"{path.stem}_backbone")
     if not path.exists():
-        net, history = teacher.distill(own, runs / path.stem, weights, adapt, images if own.parts else ())
+        net, history = teacher.distill(own, runs / path.stem, weights, adapt)
         checkpoints.save(path, net.state_dict(), half=True, config=checkpoints.plain(asdict(own)),
                          extras={"history": history})  # fmt: skip
     content = checkpoints.load(path)

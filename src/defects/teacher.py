@@ -37,7 +37,6 @@ class TeacherConfig(training.FitConfig):
     patches_per_image: int = 1
     compactness: str = "mean"  # mean | sum, over pairs of dimensions
     compactness_weight: float = 0.1
-    parts: bool = False  # learn from the parts' own training images as well
     backbone_epochs: int = 0  # of fine-tuning the backbone beforehand; 0 = as it came
     domain: str = ""  # which training images those are
 
@@ -121,13 +120,11 @@ def image_files(folder: Path) -> list[Path]:
 
 # ----------------------------------------------------------------------------------------- training
 def distill(config: TeacherConfig, run_dir: Path, weights: Path | None = None,
-            adapt: Callable[[Backbone], object] | None = None,
-            parts: Sequence[Path] = ()) -> tuple[PatchNet, list[dict]]:  # fmt: skip
+            adapt: Callable[[Backbone], object] | None = None) -> tuple[PatchNet, list[dict]]:  # fmt: skip
     """Train (or resume) the teacher's run in ``run_dir``; returns its patch network and the history.
 
     ``weights`` is a local state dict of the backbone, in place of torchvision's download; ``adapt`` fine-tunes
-    the backbone before it is asked anything; ``parts`` are images to learn from beside those of the config's folder.
-    The epoch is chosen by the distillation error on patches of held-out images.
+    the backbone before it is asked anything. The epoch is chosen by the distillation error on held-out patches.
     """
     settings.seed_everything(config.seed)
     published = torchvision.models.get_model_weights(config.backbone).DEFAULT
@@ -136,7 +133,7 @@ def distill(config: TeacherConfig, run_dir: Path, weights: Path | None = None,
     model = Teacher(PatchNet(config.patch_size, config.descriptor, config.width), backbone.channels)
     if adapt:
         adapt(backbone)
-    files = [*image_files(settings.DATA_DIR / config.images), *parts]
+    files = image_files(settings.DATA_DIR / config.images)
     cut = CutPatches(config)
     batches = training.Batches(Images([f for i, f in enumerate(files) if i % HELD_OUT]), config, cut)
     held_out = _fixed_patches(files[::HELD_OUT], config, cut)

@@ -145,7 +145,8 @@ def _pixel_loss(logits, mask, class_weights, ignore: int, gamma: float) -> torch
     each = F.cross_entropy(logits, mask, reduction="none", ignore_index=ignore)
     labelled = mask != ignore
     weight = labelled.float() if class_weights is None else class_weights[mask.masked_fill(~labelled, 0)] * labelled
-    return (weight * (1 - torch.exp(-each)) ** gamma * each).sum() / weight.sum()
+    missing = (1 - torch.exp(-each)).clamp(min=1e-6)  # where it is 0, a power below 1 has no gradient
+    return (weight * missing**gamma * each).sum() / weight.sum()
 
 
 @torch.inference_mode()

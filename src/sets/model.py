@@ -226,6 +226,8 @@ class SetTransformer(nn.Module):
         return self.score(x)[..., 0]
 
     def _embed(self, features: torch.Tensor) -> torch.Tensor:
+        if features.shape[1] != getattr(self, "size", features.shape[1]):
+            raise ValueError(f"SetTransformer knows {self.size} places, not {features.shape[1]}")
         return self.project(features) + (self.places if hasattr(self, "places") else 0)
 
     def attention_maps(self, features: torch.Tensor) -> torch.Tensor:

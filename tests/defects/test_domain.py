@@ -291,58 +291,6 @@ def test_teachers_are_kept_apart():
     assert name() == name(dataset="csv") == "teacher_photographs_33.pth"  # as ever
     assert name(backbone_epochs=1) == "teacher_photographs_folder_33.pth"
     assert name(backbone_epochs=1, dataset="csv") == "teacher_photographs_csv_33.pth"
-    assert name(teacher_parts=True) == "teacher_photographs_folder_33.pth"
-    assert name(teacher_parts=True, dataset="csv") == "teacher_photographs_csv_33.pth"
-
-
-# ------------------------------------------------------------------------- a teacher that learns from the parts
-def test_a_teacher_learns_from_the_parts_beside_the_photographs(folders, data_dir, monkeypatch):
-    """From the train split alone: neither val, nor test, nor a defect; every tenth image is held out."""
-    seen, batches, fixed = {}, teachers.training.Batches, teachers._fixed_patches
-
-    def recorded_batches(dataset, *arguments):
-        if isinstance(dataset, teachers.Images):  # the students' are another kind
-            seen["learnt"] = dataset.files
-        return batches(dataset, *arguments)
-
-    def recorded_patches(files, *arguments):
-        seen["validated"] = files
-        return fixed(files, *arguments)
-
-    monkeypatch.setattr(teachers.training, "Batches", recorded_batches)
-    monkeypatch.setattr(teachers, "_fixed_patches", recorded_patches)
-    monkeypatch.setattr(domain, "adapt", lambda *given, **options: pytest.fail("the backbone is adapted"))
-    config = replace(ROOM, teacher_parts=True)
-    trained = defects.train(config)
-    images = [item.image for item in defects.datasets(config)["folder"]["train"].items]
-    everything = [*sorted((data_dir / "photographs").iterdir()), *images]
-    assert len(images) == 24 and {path.parent.name for path in images} == {"good"}
-    assert seen["learnt"] == [path for index, path in enumerate(everything) if index % 10]
-    assert seen["validated"] == everything[::10]
-    kept = checkpoints.load(folders / "weights/defects/teacher_photographs_folder_17.pth")["config"]
-    assert kept["parts"] is True and kept["domain"] == domain.describe("folder", images)
-    plain = defects.train(ROOM, run_dir=folders / "plain", out=folders / "plain.pth")
-    assert {path.parent.name for path in seen["learnt"]} == {"photographs"}
-    assert not same(plain.model.teachers, trained.model.teachers)
-
-
-def test_a_teacher_of_other_parts_is_refused(folders, parts, monkeypatch):
-    config, runs = replace(ROOM, teacher_parts=True), folders / "runs"
-    first, _ = defects.train_teacher(config, 17, None, runs, parts[:20])
-    path = defects.teacher_path(config, 17)
-    monkeypatch.setattr(defects.teacher, "distill", lambda *given: pytest.fail("a teacher is trained"))
-    assert same(defects.train_teacher(config, 17, None, runs, parts[:20])[0], first)
-
-    def refused(message: str, images: list[Path] = parts[:20], **changes) -> None:
-        with pytest.raises(checkpoints.CheckpointError, match=message):
-            defects.train_teacher(replace(config, **changes), 17, None, runs, images)
-
-    refused(r"domain: 'folder: 20 images, sha256 \w+' in the file, 'folder: 21 images", parts[:21])
-    refused("domain: 'folder: 20 images.*' in the file, 'folder: 20 images", parts[1:21])
-    refused("backbone_epochs: 0 in the file, 1 asked for", backbone_epochs=1)
-    refused("parts: True in the file, False asked for", backbone_epochs=1, teacher_parts=False)
-    path.rename(defects.teacher_path(ROOM, 17))
-    refused("parts: True in the file, False asked for", teacher_parts=False)
 
 
 # ------------------------------------------------------------------------------------------------- neither
@@ -350,7 +298,7 @@ def test_without_epochs_nothing_changes(folders, parts, monkeypatch):
     monkeypatch.setattr(domain, "adapt", lambda *given, **options: pytest.fail("the backbone is adapted"))
     net, _ = defects.train_teacher(ROOM, 17, None, folders / "runs", parts)
     own = ROOM.of_teacher(17)
-    assert (own.backbone_epochs, own.parts, own.domain) == (0, False, "")
+    assert (own.backbone_epochs, own.domain) == (0, "")
     asked = []
     alike, _ = teachers.distill(own, folders / "alike", None, asked.append)  # what comes after draws the same numbers
     assert len(asked) == 1 and isinstance(asked[0], models.Backbone)
@@ -366,7 +314,7 @@ def test_fewer_than_no_epochs_are_refused(folders):
 def aged(path: Path) -> None:
     """Take out of a checkpoint's config what it would not hold were it older."""
     content = checkpoints.read(path)
-    younger = ("backbone_epochs", "domain", "parts", "teacher_parts")
+    younger = ("backbone_epochs", "domain")
     assert set(younger) & content["config"].keys()
     content["config"] = {key: value for key, value in content["config"].items() if key not in younger}
     checkpoints.write(content, path)

@@ -240,7 +240,7 @@ def test_focal_loss_with_hardly_any_gamma_is_cross_entropy(weights):
     assert almost == pytest.approx(none, rel=1e-4) and two < 0.9 * none
 
 
-@pytest.mark.parametrize("gamma", [1.0, 2.0])
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
 def test_focal_loss_of_sure_pixels_has_a_gradient(gamma):
     """Right without any doubt left in float32, wrong likewise, or ignored."""
     logits = torch.tensor([[[[200.0, -200.0, 9.0]], [[0.0, 0.0, 0.0]]]], requires_grad=True)
