@@ -44,7 +44,7 @@ def _sml_parts(trained, dataset) -> dict[str, float]:
 
 ROAD = Bench(
     room=road,
-    base=replace(road.Config.mini(), image_size=(90, 160), output_stride=16, epochs=3, warmup=30, outlier_epochs=0),
+    base=replace(road.Config.mini(), image_size=(90, 160), output_stride=16, epochs=6, warmup=50, outlier_epochs=0),
     metrics=("aupr", "miou"),
     judge=judge_road,
     baseline={"score": "max_logit", "SML": "in full"},
