@@ -217,9 +217,10 @@ def test_committed_records_are_of_this_table(bench_name, name):
     assert not any(run["git_revision"].endswith("-dirty") for run in record["runs"].values())
 
 
-def test_a_bench_is_measured_whole_or_not_at_all():
-    begun = {bench_name for bench_name, _ in MEASURED}
-    assert begun and not {entry for entry in ENTRIES if entry[0] in begun} - set(MEASURED)
+def test_what_notebook_07_shows_is_measured_whole():
+    text = (settings.ROOT / "notebooks/07_ablations.ipynb").read_text(encoding="utf-8")
+    shown = {name for name in ablations.BENCHES if f'ablations.figure(\\"{name}\\")' in text}
+    assert shown and not {entry for entry in ENTRIES if entry[0] in shown} - set(MEASURED)
 
 
 # ------------------------------------------------------------------------------------------------- judges
