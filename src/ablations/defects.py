@@ -79,7 +79,7 @@ _IMAGENET_TEACHER = {
 }
 DEFECTS = Bench(
     room=defects,
-    base=replace(defects.Config.mini(), categories=("fabric",), crop_size=96, epochs=15, teacher_epochs=12),
+    base=replace(defects.Config.mini(), categories=("fabric",), crop_size=72, epochs=15, teacher_epochs=12),
     metrics=("image_auroc", "aupro"),
     judge=judge_defects,
     train=train_defects,
