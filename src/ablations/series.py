@@ -101,6 +101,5 @@ PLOTS = Bench(
             "1.4 million (committed), then 3 epochs": {
                 "weights": settings.WEIGHTS_DIR / "series" / "generated.pth", "epochs": 3, "lr": 1e-4},
         },
-        "flips": {"none": {"flips": (), "average_flips": False}, "in time and value": {}},
     },
 )  # fmt: skip
