@@ -4,7 +4,7 @@
 
 One image: the ``full`` model (DeepLabV3-ResNet50, random weights) at 720 x 1280, and the committed CamVid model at
 its own size, 540 x 960, with scores at 720 x 1280. Median seconds: ``forward`` (backbone, class layers, logits at the
-image's size), ``sml`` (standardized, suppressed, smoothed) ``outlier`` (the head and its enlarging) and
+image's size), ``sml`` (standardized, suppressed, smoothed), ``outlier`` (the head and its enlarging) and
 ``combined`` (that, energy and their sum) after it.
 """
 

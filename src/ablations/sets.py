@@ -14,11 +14,7 @@ def judge_sets(trained) -> dict:
             "scoring": {"rule": {"learned head": found["top1"], **rules}}}  # fmt: skip
 
 
-def _heads(**widths) -> dict:
-    return {"transformer": {}, "one attention block": {"head": "attention", **widths}, "all features side by side": {
-        "head": "mlp", **widths}}  # fmt: skip
-
-
+_HEADS = {"transformer": {}, "one attention block": {"head": "attention"}, "all features side by side": {"head": "mlp"}}
 SETS = Bench(
     room=sets,
     base=replace(sets.Config.mini(), frozen=True, class_weight=0.0, epochs=2, train_sets=8_000),
@@ -27,7 +23,7 @@ SETS = Bench(
     baseline={"rule": "learned head"},
     weights=settings.WEIGHTS_DIR / "sets" / "mini.pth",
     factors={
-        "head": _heads(),
+        "head": _HEADS,
         "layers": {"1": {"layers": 1}, "2": {"layers": 2}, "4": {}, "6": {"layers": 6}},
         "heads": {"1": {"heads": 1}, "4": {}, "8": {"heads": 8}},
         "attention": {"dot product": {}, "additive (one head)": {"attention": "additive", "heads": 1},
@@ -46,5 +42,5 @@ CIFAR100 = replace(
     base=sets.Config(dataset="cifar100", backbone="mobilenet_v2", image_size=128, batch_size=64, optimizer="adamw",
                      lr=1e-3, weight_decay=1e-2, schedule="cosine", warmup=50, clip_norm=1.0, epochs=2),
     weights=settings.WEIGHTS_DIR / "sets" / "cifar100_mobilenet_v2_transformer.pth",
-    factors={"head": _heads()},
+    factors={"head": _HEADS},
 )  # fmt: skip

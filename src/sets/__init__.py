@@ -163,18 +163,12 @@ def build_model(config: Config, classes: int = 0) -> SetModel:
     encoder = Encoder(config.backbone, config.image_size)
     learned = {"width": config.width, "dropout": config.dropout}
     heads = {
-        "transformer": partial(
-            SetTransformer,
-            layers=config.layers,
-            heads=config.heads,
-            attention=config.attention,
-            positions=config.set_size * config.positional,
-            **learned,
-        ),
+        "transformer": partial(SetTransformer, layers=config.layers, heads=config.heads, attention=config.attention,
+                               positions=config.set_size * config.positional, **learned),
         "attention": partial(SetAttention, heads=config.heads, **learned),
         "mlp": partial(FlatMLP, size=config.set_size, **learned),
         "posterior": partial(ClassPosterior, classes=classes),
-    }
+    }  # fmt: skip
     return SetModel(encoder, heads[config.head](encoder.features), classes if config.class_weight else 0)
 
 
