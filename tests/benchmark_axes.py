@@ -6,17 +6,14 @@ Boosted trees on the log-probabilities of the committed network of traces, which
 tick labels tell: the number of samples, the lowest and the highest value. Generated series that it has not learnt from.
 """
 
-import argparse
-import time
-from pathlib import Path
-
 import numpy as np
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from src import results, series, settings
+from src import series, settings
 from src.series import data, evaluation, traces
 from src.series.generate import generate
+from tests.benchmarking import run
 
 PROTOCOL = "generated series, balanced; accuracy with 95 % interval over 1000 bootstrap resamples of series"
 FIRST = 5_000_000  # no training run has come that far
@@ -33,8 +30,7 @@ def seen(model, per_class: int, split: str, seed: int) -> tuple[np.ndarray, np.n
 
 def measure(train: int, test: int, seed: int) -> dict:
     """``line`` and ``line_and_axes``, each as ``evaluation.measure`` has it."""
-    path = settings.WEIGHTS_DIR / "series" / "generated.pth"
-    model = series.load(path, series.Config.mini()).model
+    model = series.load(series.PRETRAINED, series.Config.mini()).model
     parts = {split: seen(model, count, split, seed) for split, count in (("train", train), ("test", test))}
     found = {}
     for name, columns in (("line", slice(0, 1)), ("line_and_axes", slice(0, 2))):
@@ -46,22 +42,23 @@ def measure(train: int, test: int, seed: int) -> dict:
     return found
 
 
-def main() -> None:
-    """Measure, print, and write the record if asked."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--train", type=int, default=1000, help="series of a class to train the trees on")
-    options.add_argument("--test", type=int, default=500, help="series of a class to test on")
-    options.add_argument("--json", type=Path, help="such as assets/results/series/axes.json")
-    arguments = options.parse_args()
-    start = time.monotonic()
-    found = measure(arguments.train, arguments.test, settings.SEED)
+def measured(options) -> tuple[dict, dict, dict]:
+    """Config, data and metrics of the record."""
+    found = measure(options.train, options.test, settings.SEED)
+    sizes = {"dataset": "generated", "train_per_class": options.train, "test_per_class": options.test}
+    return {"seed": settings.SEED}, sizes, found
+
+
+def show(found: dict) -> None:
     for name, row in found.items():
         print(f"{name}: accuracy {row['accuracy']:.4f}  macro_f1 {row['macro_f1']:.4f}")
-    if arguments.json:
-        command = f"python -m tests.benchmark_axes --train {arguments.train} --test {arguments.test}"
-        sizes = {"dataset": "generated", "train_per_class": arguments.train, "test_per_class": arguments.test}
-        record = results.provenance(command, {"seed": settings.SEED}, sizes, PROTOCOL, time.monotonic() - start)
-        results.write(record | found, arguments.json)
+
+
+def main() -> None:
+    """Record: assets/results/series/axes.json."""
+    options = {"train": {"type": int, "default": 1000, "help": "series of a class to train the trees on"},
+               "test": {"type": int, "default": 500, "help": "series of a class to test on"}}  # fmt: skip
+    run("tests.benchmark_axes", __doc__, options, measured, show, PROTOCOL)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ and its ratio to max logit's: for ``left_out`` the geometric mean over classes, 
 collected by pytest.
 """
 
-import argparse
 import math
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from src.road import data
 from src.road.model import predict
 from src.road.scores import energy, max_logit
 from tests.benchmark_outliers import anomalous
+from tests.benchmarking import run
 
 WEIGHTS = (0, 0.25, 0.5, 1, 2, 4)  # of energy, in standard deviations, where the head's is 1
 PROTOCOL = "pooled AUPR over labelled validation pixels (every second row and column), and its ratio to max logit's"
@@ -92,23 +91,22 @@ def measure(trained, root: Path | None, count: int) -> dict:
     return {"pasted": of_pasted, "left_out": by_class, "ratios": ratios}
 
 
-def main() -> None:
-    """Measure, print, and write the record if asked."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--weights", type=Path, required=True)
-    options.add_argument("--root", type=Path)
-    options.add_argument("--images", type=int, default=48)
-    options.add_argument("--json", type=Path, help="such as assets/results/road/mini_combined.json")
-    arguments = options.parse_args()
-    start = time.monotonic()
-    trained = road.load(arguments.weights, road.Config.mini())
-    found = measure(trained, arguments.root, arguments.images)
+def measured(options) -> tuple[dict, dict, dict]:
+    """Config, data and metrics of the record."""
+    trained = road.load(options.weights, road.Config.mini())
+    data = {"dataset": trained.config.dataset, "split": "val, with artificial anomalies or a class left out"}
+    return asdict(trained.config), data, measure(trained, options.root, options.images)
+
+
+def show(found: dict) -> None:
     print(results.table(found["ratios"], corner="ratio to max logit"))
-    if arguments.json:
-        command = f"python -m tests.benchmark_combined --weights {arguments.weights} --images {arguments.images}"
-        described = {"dataset": trained.config.dataset, "split": "val, with artificial anomalies or a class left out"}
-        record = results.provenance(command, asdict(trained.config), described, PROTOCOL, time.monotonic() - start)
-        results.write(record | found, arguments.json)
+
+
+def main() -> None:
+    """Records: assets/results/road/*_combined.json."""
+    options = {"weights": {"type": Path, "required": True}, "root": {"type": Path},
+               "images": {"type": int, "default": 48}}  # fmt: skip
+    run("tests.benchmark_combined", __doc__, options, measured, show, PROTOCOL)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,18 @@ Times are wall seconds of one process, the network untrained (its weights do not
 timed on a part of the patches, given below, and scaled up: all of them are the same work.
 """
 
-import argparse
 import time
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from src import results
 from src.defects.dense import dense, pad
 from src.defects.model import PatchNet
+from tests.benchmarking import run
 
 SAMPLE = {"single": 1024, "batched": 4096}  # patches timed; batches of 64
+SEED = 0
+PROTOCOL = "wall seconds of one process for every pixel of one image, the second of two calls"
 
 
 def multiplications(net: PatchNet, side: int, dilated: bool) -> int:
@@ -43,7 +43,7 @@ def seconds(work) -> float:
 @torch.inference_mode()
 def measure(size: int, patch_size: int) -> dict:
     """Seconds for every pixel of one image: dense, in batches of 64 patches, one patch at a time."""
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     net = PatchNet(patch_size).to(memory_format=torch.channels_last).eval()
     image = torch.randn(1, 3, size, size).to(memory_format=torch.channels_last)
     patches = pad(image, patch_size).unfold(2, patch_size, 1).unfold(3, patch_size, 1)
@@ -65,23 +65,19 @@ def measure(size: int, patch_size: int) -> dict:
     }
 
 
-def main() -> None:
-    """Measure, print, and write the record if asked."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--size", type=int, default=256)
-    options.add_argument("--patch-size", type=int, default=33)
-    options.add_argument("--json", type=Path)
-    arguments = options.parse_args()
-    found = measure(arguments.size, arguments.patch_size)
+def measured(options) -> tuple[dict, dict, dict]:
+    """Config, data and metrics of the record."""
+    return {"seed": SEED}, {"image": "random numbers"}, measure(options.size, options.patch_size)
+
+
+def show(found: dict) -> None:
     print("  ".join(f"{key} {value:.2f}" for key, value in found.items() if isinstance(value, float)))
-    if arguments.json:
-        about = {
-            "command": f"python -m tests.benchmark_dense --size {arguments.size} --patch-size {arguments.patch_size}",
-            "git_revision": results.git_revision(),
-            "device": results.device_name(),
-            "torch": str(torch.__version__),
-        }
-        results.write(about | found, arguments.json)
+
+
+def main() -> None:
+    """Record: assets/results/defects/dense_speed.json."""
+    options = {"size": {"type": int, "default": 256}, "patch-size": {"type": int, "default": 33}}
+    run("tests.benchmark_dense", __doc__, options, measured, show, PROTOCOL)
 
 
 if __name__ == "__main__":

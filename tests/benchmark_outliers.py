@@ -10,8 +10,6 @@ decoder's features with focal loss and an entropy regulariser; the committed out
 by pytest.
 """
 
-import argparse
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,13 +19,14 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from src import results, road, settings, training
+from src import road, settings, training
 from src.metrics import PixelRanking
 from src.road import data
 from src.road.anomalies import ANOMALY, draw_object
 from src.road.outliers import TAPS, tapped
 from src.road.scenes import render_scene
 from src.road.scores import SCORES
+from tests.benchmarking import run
 
 CELLS, BANK, NEIGHBOUR = 300, 10_000, 3  # cells of a training image, cells kept, which neighbour counts
 PROTOCOL = "pooled AUPR over labelled pixels, features' scores enlarged bilinearly; chance is base_rate"
@@ -160,25 +159,24 @@ def measure(trained, root: Path | None, count: int) -> dict:
     return {"candidates": found, "base_rate": rankings["max_logit"].base_rate, "images": len(images)}
 
 
-def main() -> None:
-    """Measure, print, and write the record if asked."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--weights", type=Path, required=True)
-    options.add_argument("--root", type=Path)
-    options.add_argument("--images", type=int, default=96)
-    options.add_argument("--json", type=Path, help="such as assets/results/road/mini_selection.json")
-    arguments = options.parse_args()
-    start = time.monotonic()
-    trained = road.load(arguments.weights, road.Config.mini())
-    found = measure(trained, arguments.root, arguments.images)
+def measured(options) -> tuple[dict, dict, dict]:
+    """Config, data and metrics of the record."""
+    trained = road.load(options.weights, road.Config.mini())
+    data = {"dataset": trained.config.dataset, "split": "val, with artificial anomalies"}
+    return asdict(trained.config), data, measure(trained, options.root, options.images)
+
+
+def show(found: dict) -> None:
     for name, value in sorted(found["candidates"].items(), key=lambda entry: -entry[1]):
         print(f"{name:32s} {value:.4f}")
     print(f"base rate {found['base_rate']:.4f}, {found['images']} images")
-    if arguments.json:
-        command = f"python -m tests.benchmark_outliers --weights {arguments.weights} --images {arguments.images}"
-        described = {"dataset": trained.config.dataset, "split": "val, with artificial anomalies"}
-        record = results.provenance(command, asdict(trained.config), described, PROTOCOL, time.monotonic() - start)
-        results.write(record | found, arguments.json)
+
+
+def main() -> None:
+    """Records: assets/results/road/*_selection.json."""
+    options = {"weights": {"type": Path, "required": True}, "root": {"type": Path},
+               "images": {"type": int, "default": 96}}  # fmt: skip
+    run("tests.benchmark_outliers", __doc__, options, measured, show, PROTOCOL)
 
 
 if __name__ == "__main__":

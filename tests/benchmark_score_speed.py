@@ -8,20 +8,23 @@ image's size), ``sml`` (standardized, suppressed, smoothed), ``outlier`` (the he
 ``combined`` (that, energy and their sum) after it.
 """
 
-import argparse
 import statistics
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from src import results, road, settings
+from src import road, settings
 from src.road.outliers import tapped
 from src.road.scores import ClassStatistics, combined, sml
+from tests.benchmarking import run
 
 SIZE = (720, 1280)
+PROTOCOL = (
+    "median of --repeat runs after one more; "
+    "full: 720 x 1280 image and scores; real: 540 x 960 image, scores at 720 x 1280"
+)
 UNITS = {"outlier": (0.0, 1.0), "energy": (0.0, 1.0)}
 
 
@@ -66,27 +69,24 @@ def measure(model, size: tuple[int, int], repeat: int) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Measure, print, and write the record if asked."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--repeat", type=int, default=5)
-    options.add_argument("--json", type=Path, help="such as assets/results/road/score_speed.json")
-    arguments = options.parse_args()
-    start, full = time.monotonic(), road.Config.full()
-    real = road.load(road.weights_path(road.Config.real()), road.Config.real())
+def measured(options) -> tuple[dict, dict, dict]:
+    """Config, data and metrics of the record."""
+    full, real = road.Config.full(), road.load(road.weights_path(road.Config.real()), road.Config.real())
     found = {
-        "full": measure(road.build_model(full), SIZE, arguments.repeat),
-        "real": measure(real.model, (540, 960), arguments.repeat),
+        "full": measure(road.build_model(full), SIZE, options.repeat),
+        "real": measure(real.model, (540, 960), options.repeat),
     }
+    return asdict(full), {"image": "random numbers"}, found
+
+
+def show(found: dict) -> None:
     for name, row in found.items():
         print(name, {key: round(value, 4) for key, value in row.items()})
-    if arguments.json:
-        command = f"python -m tests.benchmark_score_speed --repeat {arguments.repeat}"
-        record = results.provenance(
-            command, asdict(full), {"image": "random numbers"}, f"median of {arguments.repeat} runs after one more; "
-            "full: 720 x 1280 image and scores; real: 540 x 960 image, scores at 720 x 1280", time.monotonic() - start
-        )  # fmt: skip
-        results.write(record | found, arguments.json)
+
+
+def main() -> None:
+    """Record: assets/results/road/score_speed.json."""
+    run("tests.benchmark_score_speed", __doc__, {"repeat": {"type": int, "default": 5}}, measured, show, PROTOCOL)
 
 
 if __name__ == "__main__":

@@ -9,25 +9,26 @@ started and warmed up before the clock. Times are wall seconds, the median of fi
 Then the same with a training step on every batch, of the one-block attention and of the transformer.
 """
 
-import argparse
 import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from src import results, settings, training
+from src import settings, training
 from src.sets.data import SIZE, Sampler, check
 from src.sets.model import SetAttention, SetTransformer
+from tests.benchmarking import run
 
 CLASSES, BATCH, ROUNDS, WORKERS = 100, 32, 5, (0, 2)
-HEADS = {"attention": SetAttention, "transformer": SetTransformer}
+SEED = 0
+PROTOCOL = "wall time, median of five rounds in which the ways take turns, after one that warms up"
+HEADS = {"attention": partial(SetAttention, width=512), "transformer": SetTransformer}
 
 
 class OneByOne(Dataset):
@@ -99,10 +100,10 @@ def training_rounds(ways: dict[str, Callable], make: Callable[[int], nn.Module],
 
 def measure(images: int, width: int, batches: int) -> dict:
     """Microseconds a set and how many times faster index tensors are."""
-    random.seed(0)
-    torch.manual_seed(0)
+    random.seed(SEED)
+    torch.manual_seed(SEED)
     features, labels = torch.randn(images, width), torch.arange(images) % CLASSES
-    check(Sampler(labels).draw(1000, torch.Generator().manual_seed(0)), labels)
+    check(Sampler(labels).draw(1000, torch.Generator().manual_seed(SEED)), labels)
     ways: dict[str, Callable] = {"index_tensors": index_tensors(features, labels, batches)}
     for workers in WORKERS:
         made = loader(features, labels, batches, workers)
@@ -126,27 +127,23 @@ def measure(images: int, width: int, batches: int) -> dict:
     }
 
 
-def main() -> None:
-    """Measure, print, and write the record if asked."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--images", type=int, default=50_000)
-    options.add_argument("--width", type=int, default=512)
-    options.add_argument("--batches", type=int, default=300)
-    options.add_argument("--json", type=Path, help="such as assets/results/sets/assembly_speed.json")
-    arguments = options.parse_args()
-    found = measure(arguments.images, arguments.width, arguments.batches)
+def measured(options) -> tuple[dict, dict, dict]:
+    """Config, data and metrics of the record."""
+    data = {"features": "random numbers", "images": options.images, "width": options.width}
+    return {"seed": SEED}, data, measure(options.images, options.width, options.batches)
+
+
+def show(found: dict) -> None:
     for kind in ("us_per_set", "times_faster"):
         print(kind, "  ".join(f"{name} {value:.1f}" for name, value in found[kind].items()))
     print("training", found["training_times_faster"])
-    if arguments.json:
-        about = {
-            "command": f"python -m tests.benchmark_sets --images {arguments.images} --width {arguments.width} "
-            f"--batches {arguments.batches}",
-            "git_revision": results.git_revision(),
-            "device": results.device_name(),
-            "torch": str(torch.__version__),
-        }
-        results.write(about | found, arguments.json)
+
+
+def main() -> None:
+    """Record: assets/results/sets/assembly_speed.json."""
+    options = {name: {"type": int, "default": value}
+               for name, value in (("images", 50_000), ("width", 512), ("batches", 300))}  # fmt: skip
+    run("tests.benchmark_sets", __doc__, options, measured, show, PROTOCOL)
 
 
 if __name__ == "__main__":

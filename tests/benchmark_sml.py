@@ -9,19 +9,18 @@ pixels predicted as a class, the share above the threshold that 95 % of normal v
 anomalous pixels, the share predicted as it. Not collected by pytest.
 """
 
-import argparse
 import importlib
-import time
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
 import torch
 
-from src import results, road, settings
+from src import results, road
 from src.metrics import PixelRanking
 from src.road import data
 from src.road.scores import max_logit, score_maps, sml
+from tests.benchmarking import run
 
 evaluation = importlib.import_module("src.road.evaluate")  # ``road.evaluate`` is the door of that name
 PROTOCOL = (
@@ -42,7 +41,7 @@ def variants(logits: torch.Tensor, calibration: dict) -> dict[str, torch.Tensor]
         statistics = calibration["statistics"][split]
         found[f"{split} {steps}"] = sml(logits, statistics, suppress=suppress, smooth=smooth)
     unscaled = calibration["statistics"]["train"]
-    found["train suppress+smooth, published radii"] = sml(logits, unscaled, reference_height=None)
+    found["train suppress+smooth, published radii"] = sml(logits, unscaled, scale=False)
     return found
 
 
@@ -82,33 +81,29 @@ def measure(trained, samples) -> dict:
     return found
 
 
-def main() -> None:
-    """Measure, print, and write the record if asked."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--weights", type=Path, required=True)
-    options.add_argument("--dataset", help="default: the model's own")
-    options.add_argument("--root", type=Path)
-    options.add_argument("--split", default="test")
-    options.add_argument("--json", type=Path, help="such as assets/results/road/mini_sml.json")
-    arguments = options.parse_args()
-    start = time.monotonic()
-    trained = road.load(arguments.weights, road.Config.mini())
-    name = arguments.dataset or trained.config.dataset
-    root = arguments.root or road.default_root(name)
-    samples = data.dataset_class(name)(root, arguments.split)
+def measured(options) -> tuple[dict, dict, dict]:
+    """Config, data and metrics of the record."""
+    trained = road.load(options.weights, road.Config.mini())
+    options.dataset = name = options.dataset or trained.config.dataset
+    root = options.root or road.default_root(name)
+    samples = data.dataset_class(name)(root, options.split)
     with torch.inference_mode():
         found = measure(trained, samples)
+    described = {"dataset": name, "split": options.split, **results.fingerprint(data.paths(samples), root)}
+    return asdict(trained.config), described, found
+
+
+def show(found: dict) -> None:
     for part in ("variants", "false_alarms"):
         print(part, {key: round(value, 4) for key, value in found.get(part, {}).items()})
-    if arguments.json:
-        described = {"dataset": name, "split": arguments.split, **results.fingerprint(data.paths(samples), root)}
-        command = (
-            f"python -m tests.benchmark_sml --weights {arguments.weights} --dataset {name} --split {arguments.split}"
-        )
-        record = results.provenance(command, asdict(trained.config), described, PROTOCOL, time.monotonic() - start)
-        results.write(record | found, arguments.json)
+
+
+def main() -> None:
+    """Records: assets/results/road/*_sml.json."""
+    options = {"weights": {"type": Path, "required": True}, "dataset": {"help": "default: the model's own"},
+               "root": {"type": Path}, "split": {"default": "test"}}  # fmt: skip
+    run("tests.benchmark_sml", __doc__, options, measured, show, PROTOCOL)
 
 
 if __name__ == "__main__":
-    settings.seed_everything(settings.SEED)
     main()
