@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from src import results, settings
+from src import checkpoints, results, settings
 
 ROOMS = ("road", "defects", "sets", "series")
 ACTIONS = ("data", "train", "evaluate", "predict", "figures", "report")
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("room", choices=ROOMS)
     options.add_argument("action", choices=ACTIONS)
-    options.add_argument("items", nargs="*", metavar="key=value | FILE", help="settings; for predict also images")
+    options.add_argument("items", nargs="*", metavar="key=value | FILE", help="settings; for predict also files")
     options.add_argument("--profile", choices=settings.PROFILES, default=settings.PROFILE)
     options.add_argument("--dataset", help="default: the profile's own")
     options.add_argument("--root", type=Path, metavar="DIR", help="where the data set lies (default: under DATA_DIR)")
@@ -91,7 +91,7 @@ def reporting(command: Callable[[], None]) -> int:
     """Run a command; 1 and its message for input that cannot be used, else 0."""
     try:
         command()
-    except (settings.InputError, FileExistsError) as error:
+    except settings.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -113,7 +113,7 @@ def run(room, arguments: argparse.Namespace, overrides: list[str], files: list[P
         return
     if arguments.action == "predict" and not files:
         raise settings.InputError("predict needs image files: python -m src ROOM predict FILE ...")
-    trained = room.load(arguments.weights or existing_weights(room, config, arguments), config, overrides)
+    trained = room.load(arguments.weights or existing_weights(room, config), config, overrides)
     if arguments.action == "evaluate":
         record = evaluate(room, trained, arguments, argv)
         if arguments.json:
@@ -132,12 +132,12 @@ def write_files(room, trained, arguments: argparse.Namespace) -> list[Path]:
     return room.write_report(trained, arguments.root, arguments.dataset, arguments.split, arguments.out)
 
 
-def existing_weights(room, config, arguments: argparse.Namespace) -> Path:
+def existing_weights(room, config) -> Path:
     """The committed weights of a config; an error that names the training command where there are none."""
     path = room.weights_path(config)
     if not path.exists():
-        train = f"python -m src {arguments.room} train --profile {arguments.profile}"
-        raise settings.InputError(f"{path} is missing; make it with `{train}`, or name a file with --weights FILE")
+        command = checkpoints.train_command(room, config)
+        raise settings.InputError(f"{path} is missing; make it with `{command}`, or name a file with --weights FILE")
     return path
 
 

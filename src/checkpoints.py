@@ -5,14 +5,15 @@ A checkpoint is one dict of tensors and plain values::
     {"format": 1, "weights": state dict, "config": {...}, "step": int, "epoch": int,
      "metric": {"name": str, "value": float}, "torch": version, "extras": {...}}
 
-``extras`` holds what a room needs beside the weights (statistics, thresholds, curves).
+``extras`` holds what a room needs beside the weights (statistics, thresholds, curves); ``step``, ``epoch`` and
+``metric`` are those of a run's ``best.pth``, and may be missing elsewhere.
 """
 
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -124,6 +125,14 @@ def load(path: Path | str) -> dict:
     return content
 
 
+def load_finished(path: Path | str) -> dict:
+    """``load`` of what a room's training wrote at its end; CheckpointError for the file of a run under way."""
+    content = load(path)
+    if "extras" not in content:
+        raise CheckpointError(f"{path} is of a run that has not ended: let it, and use what it writes")
+    return content
+
+
 def described(path: Path | str) -> dict[str, float]:
     """``parameters, M`` (with the statistics of normalisation), ``minutes`` of training, ``MB`` of the file.
 
@@ -176,52 +185,40 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def require_same_config(config: dict, content: dict, source: Path | str, defaults: dict | None = None) -> None:
-    """Raise CheckpointError listing every setting in which ``config`` and the checkpoint's own differ.
+def require_same_config(config: Any, content: dict, source: Path | str) -> None:
+    """Raise CheckpointError listing every setting in which ``config``, a dataclass, and the checkpoint's own differ.
 
-    A setting that is younger than the checkpoint counts there as it does in ``defaults``.
+    A setting that is younger than the checkpoint counts there as it does in the config's defaults.
     """
-    differences = config_differences(config, {**(defaults or {}), **content["config"]})
+    differences = config_differences(asdict(config), asdict(type(config)()) | content["config"])
     if differences:
         raise CheckpointError(
             f"{source} was made with another config:\n  "
             + "\n  ".join(differences)
-            + "\nuse the same settings, or another run directory or weights file"
+            + "\nuse the same settings or another weights file, or move this one away to train anew"
         )
 
 
-def load_or_train(
-    path: Path | str,
-    config: dict,
-    train: Callable[[], Any],
-    *,
-    command: str,
-    run_training: bool = settings.RUN_TRAINING,
-    defaults: dict | None = None,
-) -> dict:
-    """Three states and no fourth: load what exists; train what is missing if training is on; else stop.
+def load_or_train(room: ModuleType, config: Any, root: Path | None, run_training: bool, weights: Path | None = None):
+    """The trained model of a room's config. Three states and no fourth.
 
-    ``train`` must leave a checkpoint at ``path``. ``command`` is what makes or fetches the weights and is
-    named in the error; ``defaults`` as in ``require_same_config``. An existing file that cannot be loaded never
-    becomes a training run.
+    Weights that exist are loaded; what is missing is trained (from ``weights``, if given) if training is on; else
+    CheckpointError names the command that makes it. A file that cannot be loaded never becomes a training run.
     """
-    path = Path(path)
+    path = room.weights_path(config)
     if not path.exists():
         if not run_training:
+            command = f"{train_command(room, config, weights)}    (or ./download.sh weights)"
             raise CheckpointError(f"{path} is missing and training is off. Make it with:\n  {command}")
-        train()
-    content = load(path)
-    require_same_config(config, content, path, defaults)
-    return content
+        room.train(config, root, weights=weights)
+    require_same_config(config, load(path), path)
+    return room.load(path, config)
 
 
-def load_or_train_room(room: str, profile: str, path: Path, config: Any, train: Callable[[], Any], run_training: bool):
-    """``load_or_train`` for a room's config, a dataclass whose defaults stand for what is younger than the file."""
-    load_or_train(
-        path,
-        plain(asdict(config)),
-        train,
-        command=f"python -m src {room} train --profile {profile}    (or ./download.sh weights)",
-        run_training=run_training,
-        defaults=asdict(type(config)()),
-    )
+def train_command(room: ModuleType, config: Any, weights: Path | None = None) -> str:
+    """What trains the model of a room's config that is one of its profiles', from ``weights`` of the project."""
+    name, whole, real = room.__name__.rpartition(".")[2], type(config).full(), config.dataset in room.REAL
+    full = config == whole or (config.dataset == whole.dataset and not real)
+    profile = "full" if full else "real" if real else "mini"
+    start = f" --weights {weights.relative_to(settings.ROOT)}" if weights else ""
+    return f"python -m src {name} train --profile {profile} --dataset {config.dataset}{start}"

@@ -35,7 +35,7 @@ class Config:
 def _parse(pair: str, text: str, current: Any) -> Any:
     if isinstance(current, str):
         return text
-    if isinstance(current, tuple) and not text.startswith("("):
+    if isinstance(current, tuple) and text != "None" and not text.startswith("("):
         return tuple(_literal_or_text(part) for part in text.split(",") if part)
     if isinstance(current, bool) and text.lower() in ("true", "false"):
         return text.lower() == "true"

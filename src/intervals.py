@@ -1,11 +1,13 @@
 """How sure a number is: bootstrap intervals over images, and what of each image they resample."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from src.metrics import Tally, keys_by_class
+
+BITS = 16  # of a float32, the highest: what tells a histogram's bins apart
 
 
 def bootstrap(
@@ -31,17 +33,22 @@ def bootstrap(
     return float(low), float(high)
 
 
-class ImageHistograms:
-    """Sparse score histograms by image, to bootstrap pooled AUPR; 2**(bits - 9) bins a doubling of score."""
+def of_mean(values: Sequence[float]) -> tuple[float, float]:
+    """The `bootstrap` interval of the mean of values (N,), one for each image."""
+    pairs = np.stack([np.asarray(values, dtype=np.float64), np.ones(len(values))], 1)
+    return bootstrap(pairs, lambda total: total[0] / total[1])
 
-    def __init__(self, bits: int = 16) -> None:
-        self.bits = bits
+
+class ImageHistograms:
+    """Sparse score histograms by image, to bootstrap pooled AUPR; 2**(BITS - 9) bins a doubling of score."""
+
+    def __init__(self) -> None:
         self._images: list[list[Tally]] = []
 
     def update(self, scores: torch.Tensor, is_anomaly: torch.Tensor) -> None:
         """Add one image, as `PixelRanking.update` would."""
         keys_by_label = keys_by_class(scores, is_anomaly, f"image {len(self._images)}")
-        self._images.append([Tally.of(keys >> (32 - self.bits)) for keys in keys_by_label])
+        self._images.append([Tally.of(keys >> (32 - BITS)) for keys in keys_by_label])
 
     def counts(self) -> np.ndarray:
         """int64 (N, bins, 2): by image, by ascending bin of those used anywhere, (negatives, positives)."""

@@ -304,7 +304,7 @@ class PixelRanking(ClassTallies):
         """Exact operating points for plots, from threshold +inf to -inf, about `points` evenly over recall.
 
         `thresholds`, `recall`, `precision` and `fpr`, float64 (n,), where scores >= threshold are called
-        anomalous; and `f1_threshold`, where F1 is best. Raises ValueError without both classes.
+        anomalous; the threshold where F1 is best is among them. Raises ValueError without both classes.
         """
         bins = self._bins()
         total_p, total_n = self.positives, bins.total_negatives
@@ -320,7 +320,6 @@ class PixelRanking(ClassTallies):
             "recall": np.r_[0.0, tp / total_p, 1.0],
             "precision": np.r_[1.0, tp / (tp + fp), self.base_rate],
             "fpr": np.r_[0.0, fp / total_n, 1.0],
-            "f1_threshold": float(thresholds[best]),
         }
 
     def quantile(self, q: float) -> float:
@@ -352,9 +351,12 @@ class PixelRanking(ClassTallies):
         return self.positives / total if total else float("nan")
 
 
-def average_precision_from_counts(counts: np.ndarray) -> float:
-    """AUPR of counts (bins, 2) by ascending score, columns (negatives, positives); a bin's pixels tie."""
+def metric_from_counts(name: str, counts: np.ndarray) -> float:
+    """`aupr`, `auroc`, `fpr95` or `f1_max` of counts (bins, 2) by ascending score; a bin's pixels tie.
+
+    Columns are (negatives, positives).
+    """
     upto = np.cumsum(counts[:, 0])
     held = counts[:, 1] > 0
     bins = _Bins(counts[held, 1], (upto - counts[:, 0])[held], upto[held], int(upto[-1]))
-    return _metrics(bins, exact=True)["aupr"].value
+    return _metrics(bins, exact=True)[name].value

@@ -1,4 +1,4 @@
-"""The house style, and the figures that more than one room draws.
+"""The house style, and the figures that do not depend on a room.
 
 Colours are Okabe and Ito's colour-blind-safe cycle; scores use a perceptually uniform map.
 """
@@ -17,6 +17,7 @@ from src import settings
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 SCORE_MAP = "inferno"
+OUTLINE = (60, 250, 240)  # a colour that neither streets nor parts have
 WIDTH = 9.0  # inches: readable at GitHub's column width
 
 
@@ -57,8 +58,8 @@ def save(figure: Figure, name: str) -> Path:
 
 
 def image_grid(rows: Sequence[Sequence[np.ndarray]], columns: Sequence[str] = (), names: Sequence[str] = (),
-               width: float = WIDTH, cmap: str = SCORE_MAP) -> Figure:  # fmt: skip
-    """A grid of images: (H,W,3) uint8 shown as they are, (H,W) floats as scores on their own range.
+               width: float = WIDTH) -> Figure:  # fmt: skip
+    """A grid of images uint8 (H,W,3).
 
     ``columns`` titles the first row, ``names`` labels the rows.
     """
@@ -69,7 +70,7 @@ def image_grid(rows: Sequence[Sequence[np.ndarray]], columns: Sequence[str] = ()
                                 figsize=(width, (cell * height / breadth + 0.08) * len(rows) + 0.3))  # fmt: skip
     for axis_row, row in zip(axes, rows, strict=True):
         for axis, image in zip(axis_row, row, strict=True):
-            axis.imshow(image, cmap=cmap if image.ndim == 2 else None)
+            axis.imshow(image)
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
             for spine in axis.spines.values():
@@ -81,25 +82,23 @@ def image_grid(rows: Sequence[Sequence[np.ndarray]], columns: Sequence[str] = ()
     return figure
 
 
-def overlay(image: np.ndarray, colors: np.ndarray, alpha: float = 0.5) -> np.ndarray:
-    """Blend colours over an image, both uint8 (H,W,3)."""
-    return np.uint8(np.round((1 - alpha) * image + alpha * colors))
+def overlay(image: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """Blend colours over an image, both uint8 (H,W,3), half and half."""
+    return np.uint8(np.round(0.5 * image + 0.5 * colors))
 
 
-def outline(image: np.ndarray, region: np.ndarray, color=(60, 250, 240)) -> np.ndarray:
+def outline(image: np.ndarray, region: np.ndarray) -> np.ndarray:
     """The image with the border of a boolean region (H,W) drawn outside it, two pixels wide or W / 160."""
     width = max(2, image.shape[1] // 160)  # of a large image shown small, two would vanish
     grown = torch.from_numpy(region)[None].float()
     grown = F.max_pool2d(grown, 2 * width + 1, 1, width)[0].bool().numpy()
     marked = image.copy()
-    marked[grown & ~region] = color
+    marked[grown & ~region] = OUTLINE
     return marked
 
 
-def heat(score: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
-    """Scores (H,W) -> colours uint8 (H,W,3), linear between ``low`` and ``high`` (default: their range)."""
-    low = float(score.min()) if low is None else low
-    high = float(score.max()) if high is None else high
+def heat(score: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Scores (H,W) -> colours uint8 (H,W,3), linear between ``low`` and ``high``."""
     scaled = np.clip((score - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1)
     return np.uint8(plt.get_cmap(SCORE_MAP)(scaled)[..., :3] * 255)
 

@@ -13,6 +13,8 @@ import torch
 
 from src import checkpoints, settings
 
+TOLERANCE = 1e-3  # of a number computed anew on another machine
+
 
 class ResultError(settings.InputError):
     """A record that is missing or lacks a key."""
@@ -92,7 +94,7 @@ def load(room: str, run: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError) as error:
-        remedy = f"`python -m src {room} evaluate --json {path}` writes such a record"
+        remedy = "`git checkout` restores a committed one, `python -m src ROOM evaluate --json` writes a room's"
         raise ResultError(f"{path} is missing or damaged ({error}); {remedy}") from error
 
 
@@ -107,19 +109,22 @@ def value(room: str, run: str, key: str) -> Any:
     return entry
 
 
-def confirmed(metrics: dict[str, Any], room: str, run: str, tolerance: float = 1e-3) -> dict[str, Any]:
+def confirmed(metrics: dict[str, Any], room: str, run: str) -> dict[str, Any]:
     """The record of a run after checking metrics computed anew against it; the metrics where there is no record.
 
     Showing the record keeps a notebook's text the same on every machine, although sums of floats differ in
-    their last digits. Raises ResultError naming the first number that differs by more than ``tolerance``.
+    their last digits. Raises ResultError naming the first number that differs by more than TOLERANCE, and where the
+    two have none in common.
     """
     if not record_path(room, run).exists():
         return metrics
-    record = load(room, run)
-    for key, recorded in _floats(record):
-        computed = dict(_floats(metrics)).get(key)
-        if computed is not None and not abs(computed - recorded) <= tolerance:
-            raise ResultError(f"{room}/{run}: {key} is {recorded} in the record, {computed} when computed anew")
+    record, anew = load(room, run), dict(_floats(metrics))
+    shared = {key: value for key, value in _floats(record) if key in anew}
+    if not shared:
+        raise ResultError(f"{room}/{run} and the metrics computed anew have no number in common")
+    for key, recorded in shared.items():
+        if not abs(anew[key] - recorded) <= TOLERANCE:
+            raise ResultError(f"{room}/{run}: {key} is {recorded} in the record, {anew[key]} when computed anew")
     return record
 
 

@@ -1,4 +1,4 @@
-"""Paths, profile, flags, seeds and device: the only module that reads the environment.
+"""Paths, profile, flags, seeds and device: the only module that reads the environment, but for torchrun's RANK.
 
 Every setting has the environment variable of its own name (``PROFILE=real python -m src ...``).
 """
@@ -72,7 +72,7 @@ SEED = _integer("SEED", 42)
 DEVICE = _device()
 
 
-def seed_everything(seed: int = SEED) -> None:
+def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (every device) with one number."""
     random.seed(seed)
     np.random.seed(seed % 2**32)

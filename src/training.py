@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from src import checkpoints, configs, settings
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+RESUMED = ("optimizer", "scheduler", "scaler")  # of a Trainer, what a killed run takes up beside the weights
 # Learning-rate factor as a function of progress in [0, 1].
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
@@ -106,8 +107,8 @@ def _reduce(values: list[float], operation: dist.ReduceOp) -> list[float]:
 
 
 # --------------------------------------------------------------------------------------------- data
-class _Order:
-    """Batch sampler: this rank's share of every global batch, as (epoch, index) keys."""
+class Order:
+    """Batch sampler: this rank's share of every global batch, as (epoch, index) keys; ``epoch`` (from 0) is set."""
 
     def __init__(self, samples: int, config: FitConfig):
         self.rank, self.world = start_distributed()
@@ -152,7 +153,7 @@ class Batches(DataLoader):
     def __init__(self, dataset: Dataset, config: FitConfig, augment: Callable):
         super().__init__(
             _Augmented(dataset, augment, config.seed),
-            batch_sampler=_Order(len(dataset), config),
+            batch_sampler=Order(len(dataset), config),
             num_workers=config.workers,
             pin_memory=settings.DEVICE.type == "cuda",
         )
@@ -269,25 +270,20 @@ class Trainer:
         if self.config.schedule != "plateau":
             self.scheduler.step()
 
-    def resumable(self, state: State, config: dict) -> dict:
-        """The content of ``last.pth``: a checkpoint plus the state of everything that an epoch changes."""
-        parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler}
-        return {
-            "format": checkpoints.FORMAT,
-            "weights": self.model.state_dict(),
-            "config": config,
-            "state": asdict(state),
-            **{name: part.state_dict() for name, part in parts.items()},
-        }
+    def save(self, state: State, path: Path) -> None:
+        """Write ``last.pth``: a checkpoint plus the state of everything that an epoch changes."""
+        parts = {name: getattr(self, name).state_dict() for name in RESUMED}
+        checkpoints.save(path, self.model.state_dict(), config=checkpoints.plain(asdict(self.config)),
+                         state=asdict(state), **parts)  # fmt: skip
 
-    def resume(self, path: Path, config: dict) -> State:
+    def resume(self, path: Path) -> State:
         """Take up the run that wrote ``path``; CheckpointError if that was another one."""
         content = checkpoints.load(path)
-        checkpoints.require_same_config(config, content, path, asdict(type(self.config)()))
+        checkpoints.require_same_config(self.config, content, path)
         if "state" not in content:
             raise checkpoints.CheckpointError(f"{path} holds weights alone: move it away to start a new run")
         checkpoints.load_weights(self.model, content["weights"], path)
-        for name in ("optimizer", "scheduler", "scaler"):
+        for name in RESUMED:
             if content[name]:  # a scaler that was off has no state
                 getattr(self, name).load_state_dict(content[name])
         return State(**content["state"])
@@ -322,27 +318,27 @@ def fit(
     Raises NonFiniteLoss (the checkpoints of the last good epoch stay), CheckpointError for a ``last.pth``
     of another config, and ValueError for a monitored metric that is NaN.
     """
-    plain_config = checkpoints.plain(asdict(config))
     trainer = Trainer(model, batches, loss, config)
     last, best = Path(run_dir) / "last.pth", Path(run_dir) / "best.pth"
-    state = trainer.resume(last, plain_config) if last.exists() else State()
+    state = trainer.resume(last) if last.exists() else State()
     writer = _scalar_writer(run_dir, state) if trainer.rank == 0 else None
+    sign = -1 if minimize else 1
     while state.epoch < config.epochs and not _stalled(state, config):
         start = time.monotonic()
         lr = trainer.optimizer.param_groups[0]["lr"]
         row = {"epoch": state.epoch + 1, "loss": trainer.epoch(state), "lr": lr}
         model.eval()
         row |= validate(model)
-        improved = _account(state, row, time.monotonic() - start, -1 if minimize else 1, monitor)
+        improved = _account(state, row, time.monotonic() - start, sign, monitor)
         if config.schedule == "plateau":
-            trainer.scheduler.step((-1 if minimize else 1) * row[monitor])
+            trainer.scheduler.step(sign * row[monitor])
         if writer:
             if improved:
                 metric = {"name": monitor, "value": row.get(monitor)}
-                checkpoints.save(best, model.state_dict(), config=plain_config, step=state.step,
+                checkpoints.save(best, model.state_dict(), config=checkpoints.plain(asdict(config)), step=state.step,
                                  epoch=state.epoch, metric=metric)  # fmt: skip
             _report(writer, row, config.epochs, improved)
-            checkpoints.write(trainer.resumable(state, plain_config), last)
+            trainer.save(state, last)
     if writer:
         writer.close()
     if trainer.world > 1:

@@ -31,7 +31,7 @@ def _street(rng: np.random.Generator) -> np.ndarray:
 def mini_root(tmp_path_factory) -> Path:
     """A mini StreetHazards of eighteen scenes of 90x160 pixels."""
     root = tmp_path_factory.mktemp("data") / "mini"
-    scenes.write_dataset(root, MINI_COUNTS, size=(90, 160), workers=1, progress=False)
+    scenes.write_dataset(root, MINI_COUNTS, size=(90, 160), workers=1)
     return root
 
 

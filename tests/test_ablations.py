@@ -135,6 +135,10 @@ def test_command_line(trainings, monkeypatch, capsys):
     (settings.RESULTS_DIR.parent / "data").rmdir()
     assert main(["ablate", "toy"]) == 1 and "data is missing: toy learns from it" in capsys.readouterr().err
     assert main(["ablate"]) == 0 and "toy: left out, because its data are not at" in capsys.readouterr().out
+    (settings.RESULTS_DIR.parent / "data").mkdir()
+    capsys.readouterr()
+    assert main(["ablate", "toy", "--only", "sise"]) == 1
+    assert "sise: no record's name holds that; there are base, size__5_x_5" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["ablate", "garage"])
 
@@ -228,7 +232,7 @@ def test_what_notebook_07_shows_is_measured_whole():
 def scored_road(tmp_path_factory):
     """The committed mini model and three fresh scenes."""
     root = tmp_path_factory.mktemp("ablations") / "road"
-    road.scenes.write_dataset(root, {"train": 1, "val": 1, "test": 3}, seed=7, workers=1, progress=False)
+    road.scenes.write_dataset(root, {"train": 1, "val": 1, "test": 3}, seed=7, workers=1)
     trained = road.load(settings.WEIGHTS_DIR / "road/mini.pth", road.Config.mini())
     return trained, road.datasets(trained.config, root, ("test",))["test"]
 

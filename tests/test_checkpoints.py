@@ -5,13 +5,14 @@ import os
 import pickle
 import signal
 import zipfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from src import checkpoints
+from src import checkpoints, settings
 from src.checkpoints import CheckpointError
 
 SRC = Path(checkpoints.__file__).parent
@@ -221,47 +222,104 @@ def test_config_differences_are_named():
         "old: True in the file, '(absent)' asked for",
         "seed: 2 in the file, 1 asked for",
     ]
-    with pytest.raises(CheckpointError, match=r"(?s)m\.pth was made .* seed: 2 in the file, 1 asked.*same settings"):
-        checkpoints.require_same_config(CONFIG, {"config": {"seed": 2, "size": [3, 4]}}, "m.pth")
 
 
-def forbidden() -> None:
-    pytest.fail("training was started")
+def test_another_config_is_refused_and_a_younger_setting_counts_as_its_default():
+    content = {"config": {"dataset": "mini", "seed": 2}}  # older than ``size``
+    checkpoints.require_same_config(Settings(seed=2), content, "m.pth")
+    with pytest.raises(CheckpointError, match=r"(?s)m\.pth was made .* seed: 2 in the file, 1 asked.*move this one"):
+        checkpoints.require_same_config(Settings(), content, "m.pth")
+    with pytest.raises(CheckpointError, match=r"size: \[3, 4\] in the file, \[5, 6\] asked"):
+        checkpoints.require_same_config(Settings(seed=2, size=(5, 6)), content, "m.pth")
 
 
-def test_existing_weights_are_loaded(path):
-    for run_training in (False, True):
-        content = checkpoints.load_or_train(path, CONFIG, forbidden, command="make x", run_training=run_training)
-        assert torch.equal(content["weights"]["weight"], state()["weight"])
+def test_a_run_under_way_is_no_finished_model(tmp_path):
+    path = checkpoints.save(tmp_path / "best.pth", state(), config={})
+    with pytest.raises(CheckpointError, match=r"best\.pth is of a run that has not ended"):
+        checkpoints.load_finished(path)
+    checkpoints.save(path, state(), config={}, extras={"history": []})
+    assert checkpoints.load_finished(path)["extras"] == {"history": []}
 
 
-def test_missing_weights_are_trained_if_training_is_on(tmp_path):
-    file = tmp_path / "new.pth"
-    content = checkpoints.load_or_train(
-        file, CONFIG, lambda: checkpoints.save(file, state(5.0), config=checkpoints.plain(CONFIG)),
-        command="make x", run_training=True)  # fmt: skip
-    assert content["weights"]["weight"][0, 0] == 5
-    with pytest.raises(CheckpointError, match=r"none\.pth is not a file"):
-        checkpoints.load_or_train(tmp_path / "none.pth", CONFIG, lambda: None, command="make x", run_training=True)
+# -------------------------------------------------------------------------------------- load or train
+@dataclass(frozen=True)
+class Settings:
+    dataset: str = "mini"
+    seed: int = 1
+    size: tuple[int, ...] = (3, 4)
+
+    @classmethod
+    def full(cls):
+        return cls("large", seed=3)
 
 
-def test_missing_weights_stop_if_training_is_off(tmp_path):
-    with pytest.raises(CheckpointError, match=r"(?s)new\.pth is missing and training is off.*  make weights"):
-        checkpoints.load_or_train(tmp_path / "new.pth", CONFIG, forbidden, command="make weights", run_training=False)
+class Room:
+    """What ``load_or_train`` needs of a room; ``trained``: what train was called with."""
+
+    __name__ = "src.attic"
+    REAL = ("photographs", "parts")
+
+    def __init__(self, folder: Path, leaves: float | None = None):
+        self.folder, self.leaves, self.trained = folder, leaves, []
+
+    def weights_path(self, config: Settings) -> Path:
+        return self.folder / f"{config.dataset}.pth"
+
+    def train(self, config: Settings, root: Path | None, *, weights: Path | None) -> None:
+        self.trained.append((config, root, weights))
+        if self.leaves is not None:
+            plain = checkpoints.plain(asdict(config))
+            checkpoints.save(self.weights_path(config), state(self.leaves), config=plain)
+
+    def load(self, path: Path, fallback: Settings) -> float:
+        return checkpoints.load(path)["weights"]["weight"][0, 0].item()
 
 
 @pytest.mark.parametrize("run_training", [False, True])
-def test_a_failed_load_never_becomes_a_training_run(path, run_training):
-    def attempt(config: dict) -> None:
-        checkpoints.load_or_train(path, config, forbidden, command="make x", run_training=run_training)
+def test_existing_weights_are_loaded(tmp_path, run_training):
+    room = Room(tmp_path, 2.0)
+    room.train(Settings(), None, weights=None)
+    assert checkpoints.load_or_train(room, Settings(), None, run_training) == 2 and len(room.trained) == 1
 
+
+def test_missing_weights_are_trained_if_training_is_on(tmp_path):
+    room, start = Room(tmp_path, 5.0), settings.ROOT / "assets" / "start.pth"
+    assert checkpoints.load_or_train(room, Settings(), Path("data"), True, start) == 5
+    assert room.trained == [(Settings(), Path("data"), start)]
+    with pytest.raises(CheckpointError, match=r"mini\.pth is not a file"):
+        checkpoints.load_or_train(Room(tmp_path / "none"), Settings(), None, True)
+
+
+@pytest.mark.parametrize(
+    ("config", "command"),
+    [
+        (Settings(), "--profile mini --dataset mini"),
+        (Settings("photographs"), "--profile real --dataset photographs"),
+        (Settings("large", seed=9), "--profile full --dataset large"),
+        (Settings("generated"), "--profile mini --dataset generated"),
+    ],
+)
+def test_missing_weights_stop_if_training_is_off(tmp_path, config, command):
+    room = Room(tmp_path, 5.0)
+    with pytest.raises(CheckpointError, match=rf"(?s)pth is missing and training is off.*src attic train {command}  "):
+        checkpoints.load_or_train(room, config, None, False)
+    with pytest.raises(CheckpointError, match=rf"{command} --weights assets/start\.pth  "):
+        checkpoints.load_or_train(room, config, None, False, settings.ROOT / "assets" / "start.pth")
+    assert not room.trained
+
+
+@pytest.mark.parametrize("run_training", [False, True])
+def test_a_failed_load_never_becomes_a_training_run(tmp_path, run_training):
+    room = Room(tmp_path, 2.0)
+    room.train(Settings(), None, weights=None)
+    path = room.weights_path(Settings())
     with pytest.raises(CheckpointError, match="seed: 1 in the file, 2 asked for"):
-        attempt(CONFIG | {"seed": 2})
+        checkpoints.load_or_train(room, Settings(seed=2), None, run_training)
     path.write_bytes(path.read_bytes()[:100])
     damaged = path.read_bytes()
     with pytest.raises(CheckpointError, match="truncated"):
-        attempt(CONFIG)
-    assert path.read_bytes() == damaged
+        checkpoints.load_or_train(room, Settings(), None, run_training)
+    assert path.read_bytes() == damaged and len(room.trained) == 1
 
 
 def test_described_adds_up_histories(tmp_path):

@@ -39,11 +39,11 @@ def test_failed_write_keeps_the_old_record():
 
 
 def test_missing_or_damaged_record_names_file_and_remedy():
-    with pytest.raises(ResultError, match=r"road/none\.json is missing.*python -m src road evaluate --json"):
+    with pytest.raises(ResultError, match=r"road/none\.json is missing.*git checkout.*evaluate --json"):
         results.load("road", "none")
     path = results.write({}, results.record_path("road", "mini"))
     path.write_text('{"miou": ')
-    with pytest.raises(ResultError, match=r"road/mini\.json is .*damaged.*python -m src road evaluate --json"):
+    with pytest.raises(ResultError, match=r"road/mini\.json is .*damaged.*git checkout.*evaluate --json"):
         results.load("road", "mini")
 
 
@@ -60,6 +60,19 @@ def test_missing_entry_names_record_and_key(key):
     results.write({"miou": 0.5, "protocols": {}, "curve": [1, 2], "none": None}, results.record_path("road", "mini"))
     with pytest.raises(ResultError, match=f"road/mini has no entry '{key}'.*at '{key.split('.')[-1]}'"):
         results.value("road", "mini", key)
+
+
+def test_confirmed_gives_the_record_where_numbers_agree():
+    assert results.confirmed({"miou": 0.7}, "road", "mini") == {"miou": 0.7}  # nothing to compare with
+    record = {"miou": 0.5, "per_class": {"road": 0.9, "car": None}, "wall_time": 3.0}
+    results.write(record, results.record_path("road", "mini"))
+    assert (
+        results.confirmed({"miou": 0.5005, "per_class": {"road": 0.9, "car": float("nan")}}, "road", "mini") == record
+    )
+    with pytest.raises(ResultError, match=r"road/mini: per_class\.road is 0\.9 in the record, 0\.5 when computed anew"):
+        results.confirmed({"miou": 0.5, "per_class": {"road": 0.5}}, "road", "mini")
+    with pytest.raises(ResultError, match="no number in common"):
+        results.confirmed({"IoU": 0.5}, "road", "mini")
 
 
 def test_table():

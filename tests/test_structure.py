@@ -13,7 +13,9 @@ ROOF = {"ablations", "experiments", "submission", "__main__"}
 FILES = sorted(SRC.rglob("*.py"))
 TREES = {file.relative_to(SRC).as_posix(): ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 PRESENT = sorted(room for room in ROOMS if (SRC / room).is_dir())
-DOORS = {"Config", "datasets", "build_model", "train", "evaluate"}
+DOORS = {"Config", "datasets", "build_model", "train", "evaluate"} | {  # and for command line, notebooks, ablations:
+    "REAL", "Trained", "default_root", "weights_path", "make_data", "load_or_train", "load", "measure", "predict",
+    "draw"}  # fmt: skip
 # The plan's ceiling of 4,500 counts every line of src, and four rooms are past it. Held here is less: lines of code,
 # the generators of mini data apart, and the roof (command line, ablations, log, hand-in) apart.
 MODULE_LINES, SRC_LINES, ROOF_LINES, GENERATOR_LINES = 420, 5850, 700, 1400
@@ -110,6 +112,8 @@ def test_every_room_has_the_same_doors(room):
             names |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, ast.ClassDef | ast.FunctionDef):
             names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
     assert names >= DOORS
     config = next(node for name, tree in TREES.items() if place(name) == room
                   for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Config")  # fmt: skip

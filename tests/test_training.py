@@ -328,6 +328,8 @@ def test_override_reads_values_of_the_field_s_type():
     assert config == RoomConfig(lr=1.0, size=(3, 4), schedule="poly", amp=False, crop=(1, 2))
     assert type(config.lr) is float
     assert RoomConfig.from_plain(checkpoints.plain(asdict(config))) == config
+    assert config.override(["crop=None"]).crop is None
+    assert config.override(["size=5,6"]).size == (5, 6)
 
 
 @pytest.mark.parametrize("text", ["true", "True", "TRUE", "false", "False", "FALSE"])

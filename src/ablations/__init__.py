@@ -94,6 +94,9 @@ def require_same_table(bench_name: str, name: str, entry: Any, record: dict) -> 
 
 def run(names: Sequence[str], seeds: int = SEEDS, only: str = "") -> None:
     """Run what has no record yet, one training after the other; what was interrupted is resumed."""
+    known = [name for bench in names for name in variants(BENCHES[bench])]
+    if only and not any(only in name for name in known):
+        raise settings.InputError(f"{only}: no record's name holds that; there are {', '.join(known)}")
     tasks = list(todo(names, seeds, only))
     if not tasks:
         print("every run has its record already")
@@ -145,7 +148,8 @@ def main(arguments: Sequence[str]) -> None:
     named = [options.bench] if options.bench else list(BENCHES)
     missing = [name for name in named if not BENCHES[name].needs.exists()]
     if options.bench and missing:
-        raise settings.InputError(f"{BENCHES[options.bench].needs} is missing: {options.bench} learns from it")
+        raise settings.InputError(f"{BENCHES[options.bench].needs} is missing: {options.bench} learns from it; "
+                                  "`make data` writes the mini sets, ./download.sh fetches real ones")  # fmt: skip
     for name in missing:
         print(f"{name}: left out, because its data are not at {BENCHES[name].needs}")
     run([name for name in named if name not in missing], options.seeds, options.only)
@@ -184,14 +188,14 @@ def used(variants_of: Mapping[str, dict]) -> str:
 
 
 def verdict(values: np.ndarray, base: np.ndarray, paired: bool) -> str:
-    """``better`` or ``worse`` where no seed disagrees, else ``as good``; by chance one of ten is told apart.
+    """``better`` or ``worse`` where no seed disagrees, else ``as good``; with fewer seeds than SEEDS nothing is told.
 
     Every value above (or below) every one of the base's; of scores of the same networks (``paired``), each network's.
-    A single value tells nothing.
+    Of three seeds, one comparison in ten is told apart by chance alone, and one in four where paired.
     """
+    if len(values) < SEEDS:
+        return "–"
     differences = values - base if paired else np.subtract.outer(values, base)
-    if len(values) < SEEDS or (differences == 0).any():
-        return "–" if len(values) < SEEDS else "as good"
     return "better" if (differences > 0).all() else "worse" if (differences < 0).all() else "as good"
 
 

@@ -31,11 +31,11 @@ def judge_defects(trained) -> dict:
 
 def judge_tiles(trained) -> dict:
     """The same on validation images of the tiles, and what fewer of the committed students would have said."""
-    found = _judge_maps(trained, defects.samples(trained.config, None, None, "val"))
+    parts = defects.samples(trained.config, None, None, "val")
+    found = _judge_maps(trained, parts)
     found["scoring"]["students"] = {}
     for count in range(1, trained.config.students + 1):
-        fewer = _with_students(trained, count)
-        measured = _judge_maps(fewer, defects.samples(trained.config, None, None, "val"))
+        measured = _judge_maps(_with_students(trained, count), parts)
         found["scoring"]["students"][str(count)] = measured["metrics"]["image_auroc"]
     return found
 
@@ -56,7 +56,7 @@ def _judge_maps(trained, parts: dict) -> dict:
     items = list(
         defects.evaluation.scored(trained.model, category, images, trained.calibration[category], trained.config)
     )
-    found = defects.evaluation.measure(iter(items), category, "fresh", trained.thresholds[category])
+    found = defects.evaluation.Meter.of(items).compute(trained.thresholds[category])
     truth = np.array([item.is_anomalous for item in items])
     maps = [item.maps[scores.HEADLINE].flatten() for item in items]
     pooling = {"maximum": 1, "mean of the top 20 pixels": 20, "mean of the top 200 pixels": 200}

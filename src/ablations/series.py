@@ -5,14 +5,14 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from src import series, settings
+from src import series
 from src.ablations.bench import Bench
 from src.series import numbers
 from src.series.data import FIRST_STREAMED
-from src.series.generate import CLASSES, generate
+from src.series.generate import CLASSES
+from src.series.render import COUNTS
 
 
 @cache
@@ -45,13 +45,9 @@ def _named(probabilities, found) -> dict:
 
 def from_numbers(kind: str, config) -> dict:
     """The same training series, and the same fresh ones, told from their numbers instead of their plots."""
-    tasks = {"train": range(140), "val": range(FIRST_STREAMED, FIRST_STREAMED + series.DRAWN)}
-    drawn = {split: [np.float32(generate(label, n, split, settings.SEED).values) for label in CLASSES for n in own]
-             for split, own in tasks.items()}  # fmt: skip
-    model = numbers.FromNumbers(kind, config.seed).fit(drawn["train"], np.arange(len(drawn["train"])) // 140)
-    found = torch.from_numpy(model.probabilities(drawn["val"]))
-    labels = torch.arange(len(found)) // series.DRAWN
-    metrics = series.evaluation.measure(found, labels, CLASSES)
+    model = numbers.FromNumbers(kind, config.seed).fit(*numbers.drawn("train", range(COUNTS["train"])))
+    fresh, labels = numbers.drawn("val", range(FIRST_STREAMED, FIRST_STREAMED + series.DRAWN))
+    metrics = series.evaluation.measure(torch.from_numpy(model.probabilities(fresh)), torch.from_numpy(labels), CLASSES)
     return {"metrics": {name: metrics[name] for name in ("accuracy", "ece")}, "scoring": {}}
 
 
@@ -99,7 +95,7 @@ PLOTS = Bench(
             "none": {},
             "5,000": {"start": _drawn(5_000) | {"dataset": series.GENERATED}},
             "1.4 million (committed), then 3 epochs": {
-                "weights": settings.WEIGHTS_DIR / "series" / "generated.pth", "epochs": 3, "lr": 1e-4},
+                "weights": series.PRETRAINED, "epochs": 3, "lr": 1e-4},
         },
     },
 )  # fmt: skip

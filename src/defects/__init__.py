@@ -1,9 +1,11 @@
 """Defects on parts of which only good ones were seen: Uninformed Students (Bergmann et al., arXiv:1911.02357).
 
 The doors, alike in every room: ``Config``, ``datasets(config)``, ``build_model(config)``, ``train(config)``,
-``evaluate(config, model)``; for the command line also ``make_data``, ``load``, ``predict`` and ``draw``.
+``evaluate(config, model)``; for the command line also ``make_data``, ``load``, ``measure``, ``predict``, ``draw`` and,
+in this room alone, ``write_report``.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -24,7 +26,11 @@ REAL = ("magnetic_tile", "mvtec", "folder", "csv")  # the data sets that profile
 
 @dataclass(frozen=True)
 class Config(training.FitConfig):
-    """What the defects room can vary; the inherited settings are the students'."""
+    """What the defects room can vary.
+
+    Of the inherited settings the teacher shares those of ``of_teacher`` with the students, but not the seed: its own
+    stays ``settings.SEED``, so that runs of other seeds share it.
+    """
 
     dataset: str = "mini"
     categories: tuple[str, ...] = ()  # folders of an MVTec-style root, each with students of its own
@@ -63,6 +69,12 @@ class Config(training.FitConfig):
         for name in (name for name, is_wrong in wrong.items() if is_wrong):
             raise settings.InputError(f"{name}={getattr(self, name)!r}: expected at least one student and patch size, "
                                       f"a stride of {STRIDES} and crops of a patch or more")  # fmt: skip
+        if dotted := [name for name in self.categories if "." in name]:
+            raise settings.InputError(
+                f"category {dotted[0]!r}: names of weights cannot hold its dot; rename its folder"
+            )
+        for size in self.patch_sizes:
+            self.of_teacher(size)  # which checks what it is given
 
     @classmethod
     def mini(cls) -> Self:
@@ -142,7 +154,7 @@ def make_data(config: Config, root: Path | None = None) -> None:
     root = root or default_root(config.dataset)
     if config.dataset == "mini":
         textures.write_dataset(root)
-    found = {category: {split: data.counts({split: part.items})[split] for split, part in sets.items()}
+    found = {category: data.counts({split: part.items for split, part in sets.items()})
              for category, sets in datasets(config, root).items()}  # fmt: skip
     results.write({"distribution": found}, results.record_path("defects", f"{config.dataset}_distribution"))
 
@@ -190,7 +202,7 @@ def train_teacher(config: Config, patch_size: int, weights: Path | None, runs: P
     content = checkpoints.load(path)
     kept = TeacherConfig.from_plain(content["config"])
     how_run = {name: getattr(kept, name) for name in ("workers", "amp", "compile")}  # not what it became
-    checkpoints.require_same_config(asdict(replace(own, **how_run)), content, path, asdict(TeacherConfig()))
+    checkpoints.require_same_config(replace(own, **how_run), content, path)
     net = PatchNet(patch_size, own.descriptor, own.width)
     checkpoints.load_weights(net, content["weights"], path)
     return net, content["extras"]["history"]
@@ -208,19 +220,18 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
     config = with_categories(config, root)
     runs = run_dir or settings.RUNS_DIR / "defects"
     sets, model, history = datasets(config, root), build_model(config), {}
+    normal = {category: data.DefectDataset([item for item in parts["val"].items if not item.is_anomalous], root)
+              for category, parts in sets.items()}  # fmt: skip
+    if lacking := [category for category, part in normal.items() if not part.items]:
+        raise settings.InputError(f"{root}: val holds no normal images for {lacking[0]}; give it a share (percent)")
     images = [item.image for parts in sets.values() for item in parts["train"].items]
     for size in config.patch_sizes:
         net, history[f"teacher {size}"] = train_teacher(config, size, weights, runs, images, teachers)
         model.teachers[str(size)].load_state_dict(net.state_dict())
         for category, parts in sets.items():
-            if all(item.is_anomalous for item in parts["val"].items):
-                raise settings.InputError(
-                    f"{root}: val holds no normal images for {category}; give it a share (percent)"
-                )
-            normal = data.DefectDataset([item for item in parts["val"].items if not item.is_anomalous], root)
             history[f"{category} {size}"] = students.fit(
-                model.students[category][str(size)], model.teachers[str(size)], parts["train"], normal, config,
-                runs / f"{config.dataset}_{category}_{size}",
+                model.students[category][str(size)], model.teachers[str(size)], parts["train"], normal[category],
+                config, runs / f"{config.dataset}_{category}_{size}",
             )  # fmt: skip
     return finish(config, model, sets, history, out or weights_path(config))
 
@@ -237,15 +248,10 @@ def finish(config: Config, model: StudentTeacher, sets: dict, history: dict, pat
     return Trained(config, model, calibration, thresholds, history, path)
 
 
-def load_or_train(
-    config: Config, root: Path | None = None, *, weights: Path | None = None, run_training: bool = settings.RUN_TRAINING
-) -> Trained:
+def load_or_train(config: Config, root: Path | None = None, *, run_training: bool = settings.RUN_TRAINING) -> Trained:
     """The trained model of a config: loaded, or trained if it is missing and ``run_training`` is on."""
-    path = weights_path(config)
-    profile = "mini" if config.dataset == "mini" else "real"
-    learn = partial(train, config, root, weights=weights)
-    checkpoints.load_or_train_room("defects", profile, path, config, learn, run_training)
-    return load(path, config)
+    config = with_categories(config, root or default_root(config.dataset))
+    return checkpoints.load_or_train(sys.modules[__name__], config, root, run_training)
 
 
 def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> Trained:
@@ -254,7 +260,7 @@ def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> T
     But ``stride`` may differ, which scoring alone uses, and ``categories`` and ``patch_sizes`` may name some of those
     trained on (thresholds stay those of all patch sizes).
     """
-    content = checkpoints.load(path)
+    content = checkpoints.load_finished(path)
     own = Config.from_plain(content["config"])
     asked = own.override(overrides)
     unknown = set(asked.categories) - set(own.categories)
@@ -263,7 +269,7 @@ def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> T
     if not asked.patch_sizes or set(asked.patch_sizes) - set(own.patch_sizes):
         raise settings.InputError(f"{path} knows the patch sizes {own.patch_sizes}, not {asked.patch_sizes}")
     comparable = replace(asked, stride=own.stride, categories=own.categories, patch_sizes=own.patch_sizes)
-    checkpoints.require_same_config(asdict(comparable), content, path, asdict(Config()))
+    checkpoints.require_same_config(comparable, content, path)
     model = build_model(own)
     checkpoints.load_weights(model, content["weights"], path)
     extras = content["extras"]
@@ -280,6 +286,8 @@ def samples(config: Config, root: Path | None, dataset: str | None, split: str) 
     root = root or default_root(dataset)
     if split not in ("train", "val", "test"):
         raise settings.InputError(f"split {split!r}: expected train, val or test")
+    if dataset == config.dataset:
+        config = with_categories(config, root)
     if dataset != config.dataset and dataset not in data.NESTED:
         found = [data.DefectDataset(data.pooled(dataset, root), root)]
     else:

@@ -1,10 +1,9 @@
-"""Images of parts, normal or defective, in five on-disk layouts, and the semi-supervised split engine.
+"""Images of parts, normal or defective, in four on-disk layouts, and the semi-supervised split engine.
 
 Training sees normal images only; validation and test share out the defective ones.
 """
 
 import csv
-import json
 import math
 import random
 import re
@@ -317,18 +316,6 @@ class DefectDataset(Dataset):
             "defect": item.defect,
             "name": _name(item, self.root),
         }
-
-
-def label(item: Item) -> dict:
-    """The label of an image as it is exported."""
-    return {"type": "anomaly", "is_anomalous": item.is_anomalous}
-
-
-def export_labels(items: Iterable[Item], root: Path, path: Path) -> None:
-    """Write a JSON object: image name relative to ``root`` -> its label."""
-    labels = {_name(item, Path(root)): label(item) for item in items}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(labels, indent=1) + "\n", encoding="utf-8")
 
 
 def paths(dataset: DefectDataset) -> Iterable[Path]:

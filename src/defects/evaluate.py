@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -17,7 +18,7 @@ from src.defects.data import NORMAL, DefectDataset
 from src.defects.model import StudentTeacher
 from src.defects.scores import HEADLINE, SCORES, score_maps
 from src.intervals import bootstrap
-from src.metrics import PixelRanking
+from src.metrics import PixelRanking, metric_from_counts
 from src.regions import RegionOverlap
 
 QUANTILE = 0.95  # without anomalies to choose by, a threshold lets this share of normal validation images pass
@@ -72,6 +73,22 @@ class Scored:
 
     def score(self, name: str = HEADLINE) -> float:
         return float(self.maps[name].max())
+
+    def picture(self) -> np.ndarray:
+        """The image at the size of its maps, uint8 (h,w,3)."""
+        return self._resized(self.image).permute(1, 2, 0).numpy()
+
+    def region(self) -> np.ndarray | None:
+        """Where its defect is at that size, bool (h,w); None of a normal image, and where there is no mask."""
+        known = self.is_anomalous and self.mask is not None
+        return self._resized(self.mask[None].float())[0].numpy() >= 0.25 if known else None
+
+    def _resized(self, image: torch.Tensor) -> torch.Tensor:
+        return TF.resize(image, list(self.maps[HEADLINE].shape), antialias=True)
+
+    def heat(self, threshold: float) -> np.ndarray:
+        """The score map as colours, uint8 (h,w,3), from 0, what is usual on normal parts, to 1.5 x the threshold."""
+        return plots.heat(self.maps[HEADLINE].numpy(), 0, 1.5 * threshold)
 
 
 def scored(model: StudentTeacher, category: str, dataset: DefectDataset, calibration: dict, config) -> Iterator[Scored]:
@@ -176,40 +193,30 @@ def auroc_interval(truth: np.ndarray, scores: np.ndarray) -> tuple[float, float]
     _, tied = np.unique(scores[order], return_inverse=True)
     counts = np.zeros((len(scores), tied.max() + 1, 2))
     counts[np.arange(len(scores)), tied, truth[order].astype(int)] = 1
-    return bootstrap(counts, _auroc_from_counts)
+    return bootstrap(counts, partial(metric_from_counts, "auroc"))
 
 
-def _auroc_from_counts(counts: np.ndarray) -> float:
-    """AUROC of counts (values, 2) by ascending score, columns (normal, anomalous); equal scores tie."""
-    normal, anomalous = counts.T
-    pairs = normal.sum() * anomalous.sum()
-    won = (anomalous * (np.cumsum(normal) - normal / 2)).sum()
-    return float(won / pairs) if pairs else float("nan")
-
-
-def mean_over_categories(results: dict[str, dict]) -> dict:
+def mean_over_categories(found: dict[str, dict]) -> dict:
     """The headline of a record: metrics averaged over categories, and ``categories`` themselves if several."""
-    keys = [key for key, value in next(iter(results.values())).items() if isinstance(value, float)]
-    mean = {key: float(np.mean([result[key] for result in results.values()])) for key in keys}
-    only = next(iter(results.values())) if len(results) == 1 else {"categories": results}
-    return {"score": HEADLINE, **only, **mean}
+    first = next(iter(found.values()))
+    keys = [key for key, value in first.items() if isinstance(value, float)]
+    mean = {key: float(np.mean([metrics[key] for metrics in found.values()])) for key in keys}
+    return {"score": HEADLINE, **(first if len(found) == 1 else {"categories": found}), **mean}
 
 
 # ------------------------------------------------------------------------------------ per-image files
 def write_pictures(item: Scored, folder: Path, threshold: float) -> dict:
     """Image, heat map, uncertainty map and mask as PNGs below ``folder``; returns the record of the image.
 
-    All are at the size the model works at. Heat maps run from 0, what is usual on normal parts, to 1.5 x the threshold.
+    All are at the size the model works at.
     """
-    shape = item.maps[HEADLINE].shape
     pictures = {
-        "image": TF.resize(item.image, list(shape), antialias=True).permute(1, 2, 0).numpy(),
-        "heatmap": plots.heat(item.maps[HEADLINE].numpy(), 0, 1.5 * threshold),
+        "image": item.picture(),
+        "heatmap": item.heat(threshold),
         "uncertainty": plots.heat(item.maps["uncertainty"].numpy(), 0, 0.75 * threshold),
     }
-    if item.is_anomalous and item.mask is not None:
-        shrunk = TF.resize(item.mask[None].float(), list(shape), antialias=True)[0]
-        pictures["mask"] = np.uint8(shrunk.numpy() >= 0.25) * 255
+    if (region := item.region()) is not None:
+        pictures["mask"] = np.uint8(region) * 255
     paths = {"mask_path": None}
     for kind, picture in pictures.items():
         path = folder / kind / Path(item.name).with_suffix(".png")

@@ -11,37 +11,43 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_curve
 from torchvision.transforms.v2 import functional as TF
 
-from src import plots, settings, training
+from src import plots, settings
 from src.defects.data import NORMAL
 from src.defects.dense import dense
-from src.defects.evaluate import Meter, Scored, scored
-from src.defects.scores import HEADLINE
-from src.defects.students import resize
-from src.images import normalize
+from src.defects.evaluate import MAX_FPR, Meter, Scored, scored
+from src.defects.scores import HEADLINE, pixels_of
 
 WIDTH = 5.0  # inches, of grids: a notebook with five of them must fit in 2 MB
 
 
 def shown(item: Scored) -> np.ndarray:
     """The image at the size of its maps, its defect outlined; uint8 (h,w,3)."""
-    shape = list(item.maps[HEADLINE].shape)
-    image = TF.resize(item.image, shape, antialias=True).permute(1, 2, 0).numpy()
-    if item.mask is None or not item.is_anomalous:
-        return image
-    return plots.outline(image, TF.resize(item.mask[None].float(), shape, antialias=True)[0].numpy() > 0.2)
+    region = item.region()
+    return item.picture() if region is None else plots.outline(item.picture(), region)
 
 
 def samples_grid(datasets: dict, kinds: Sequence[str]) -> Figure:
-    """One image of each kind (a column), for each category (a row), defects outlined."""
-    rows = []
+    """One image of each kind (a column), for each category (a row), defects outlined where there are masks.
+
+    A category without a kind shows another of its own, if it has more, under a title of its own.
+    """
+    rows, titles, blank = [], [], np.full((1, 1, 3), 255, dtype=np.uint8)
     for dataset in datasets.values():
         first = {item.defect: index for index, item in reversed(list(enumerate(dataset.items)))}
-        row = []
-        for sample in (dataset[first[kind]] for kind in kinds):
-            image = sample["image"].permute(1, 2, 0).numpy()
-            row.append(plots.outline(image, sample["mask"][0].numpy()))
-        rows.append(row)
-    return plots.image_grid(rows, kinds, list(datasets), WIDTH)
+        others = iter(sorted(first.keys() - set(kinds)))
+        shown_kinds = [kind if kind in first else next(others, "") for kind in kinds]
+        rows.append([_outlined(dataset[first[kind]]) if kind else blank for kind in shown_kinds])
+        titles += shown_kinds
+    figure = plots.image_grid(rows, kinds, list(datasets), WIDTH)
+    for axis, title, kind in zip(figure.axes, titles, [*kinds] * len(rows), strict=True):
+        if title != kind:
+            axis.set_title(title)
+    return figure
+
+
+def _outlined(sample: dict) -> np.ndarray:
+    image = sample["image"].permute(1, 2, 0).numpy()
+    return image if sample["mask"] is None else plots.outline(image, sample["mask"][0].numpy())
 
 
 def descriptor_colors(model, category: str, image: torch.Tensor, config) -> dict[str, np.ndarray]:
@@ -52,7 +58,7 @@ def descriptor_colors(model, category: str, image: torch.Tensor, config) -> dict
     """
     (size,) = list(model.teachers)[:1]
     students = model.students[category][size]
-    pixels = training.to_device(normalize(resize(image, config.image_size))[None])
+    pixels = pixels_of(image, config)
     teacher = students.normalize(dense(model.teachers[size], pixels))
     said = torch.stack([dense(net, pixels) for net in students.nets]).mean(0)
     shape = teacher.shape[-2:]
@@ -71,7 +77,7 @@ def heatmap_grid(items: Sequence[Scored], thresholds: Sequence[float]) -> Figure
         rows.append([
             _square(shown(item)),
             *(_square(plots.heat(maps[name], 0, np.quantile(maps[name], 0.995))) for name in ("error", "uncertainty")),
-            _square(plots.heat(maps[HEADLINE], 0, 1.5 * threshold)),
+            _square(item.heat(threshold)),
         ])  # fmt: skip
     names = [f"{item.defect}\n{item.score():.1f} / {t:.1f}" for item, t in zip(items, thresholds, strict=True)]
     return plots.image_grid(rows, ("image", "error", "uncertainty", HEADLINE), names, WIDTH)
@@ -111,7 +117,7 @@ def roc(meters: dict[str, Meter]) -> Figure:
             curve = meter.regions[HEADLINE].curve()
             right.plot(curve["fpr"], curve["pro"], label=label)
     left.plot([0, 1], [0, 1], color="grey", linestyle=":")
-    right.axvline(0.3, color="grey", linewidth=0.8)
+    right.axvline(MAX_FPR, color="grey", linewidth=0.8)
     left.set(title="images", xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.01))
     right.set(title="regions (AUPRO: left of the line)", xlabel="false positive rate of pixels", xlim=(0, 1),
               ylabel="mean overlap", ylim=(0, 1.01))  # fmt: skip
@@ -142,7 +148,7 @@ def failures(items: Sequence[Scored], threshold: float, count: int = 4) -> Figur
     missed = sorted((item for item in items if item.is_anomalous), key=Scored.score)[:count]
     worst = [*normal, *missed]
     rows = [[_square(shown(item)) for item in worst],
-            [_square(plots.heat(item.maps[HEADLINE].numpy(), 0, 1.5 * threshold)) for item in worst]]  # fmt: skip
+            [_square(item.heat(threshold)) for item in worst]]  # fmt: skip
     titles = [f"{item.defect.replace(NORMAL, 'normal')}\n{item.score():.1f}" for item in worst]
     return plots.image_grid(rows, titles, ("image", "score"), plots.WIDTH * 0.8)
 

@@ -82,7 +82,7 @@ def calibrated_map(maps: torch.Tensor, calibration: dict, stride: int, patch_siz
 
 def score_maps(model: StudentTeacher, category: str, image: torch.Tensor, calibration: dict, config) -> dict:
     """Score name -> map float32 (h,w) on the CPU, of one image uint8 (3,H,W), at the size the model works at."""
-    pixels = _pixels(image, config)
+    pixels = pixels_of(image, config)
     size, stride, found = tuple(pixels.shape[-2:]), config.stride, []
     for patch_size in map(str, config.patch_sizes):
         own, students = calibration[patch_size], model.students[category][patch_size]
@@ -100,7 +100,8 @@ def smooth(score: torch.Tensor, sigma: float) -> torch.Tensor:
     return TF.gaussian_blur(score[None], 2 * round(3 * sigma) + 1, sigma)[0]
 
 
-def _pixels(image: torch.Tensor, config) -> torch.Tensor:
+def pixels_of(image: torch.Tensor, config) -> torch.Tensor:
+    """What the networks see of an image uint8 (3,H,W): float32 (1,3,h,w), resized and normalised, on the device."""
     return training.to_device(normalize(resize(image, config.image_size))[None])
 
 
@@ -116,7 +117,7 @@ def calibrate(model: StudentTeacher, category: str, val: DefectDataset, config) 
     normal = [val[index]["image"] for index, item in enumerate(val.items) if not item.is_anomalous]
     result = {}
     for size, students in model.students[category].items():
-        maps = [raw_maps(model.teachers[size], students, _pixels(image, config), stride)[:, 0].cpu()
+        maps = [raw_maps(model.teachers[size], students, pixels_of(image, config), stride)[:, 0].cpu()
                 for image in normal]  # fmt: skip
         result[size] = _fit(maps, [rings(m.shape[1:], stride, int(size)) for m in maps])
     return result

@@ -52,8 +52,9 @@ class TeacherConfig(training.FitConfig):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise settings.InputError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
-        if min(self.image_size) < self.patch_size:
-            raise settings.InputError(f"image_size={self.image_size}: smaller than a patch ({self.patch_size})")
+        if len(self.image_size) != 2 or not self.patch_size <= self.image_size[0] <= self.image_size[1]:
+            raise settings.InputError(f"teacher_image_size={self.image_size}: expected a range (low,high), low no less "
+                                      f"than a patch ({self.patch_size})")  # fmt: skip
         if self.backbone_epochs < 0:
             raise settings.InputError(f"backbone_epochs={self.backbone_epochs}: 0 leaves the backbone as it came")
 
@@ -126,6 +127,8 @@ def distill(config: TeacherConfig, run_dir: Path, weights: Path | None = None,
     ``weights`` is a local state dict of the backbone, in place of torchvision's download; ``adapt`` fine-tunes
     the backbone before it is asked anything. The epoch is chosen by the distillation error on held-out patches.
     """
+    if weights and config.pretrained == "none":
+        raise settings.InputError(f"{weights} would not be used: set pretrained=imagenet")
     settings.seed_everything(config.seed)
     published = torchvision.models.get_model_weights(config.backbone).DEFAULT
     state = checkpoints.pretrained(published, weights) if config.pretrained == "imagenet" else None

@@ -18,8 +18,6 @@ from tqdm import tqdm
 from src import settings
 from src.generated import fresh
 
-__all__ = ["CATEGORIES", "COUNTS", "DEFECTS", "VERSION", "render", "render_twins", "write_dataset"]
-
 VERSION = 1  # raise it whenever a pixel changes, so that old data sets are recognised
 CATEGORIES, DEFECTS, SPLITS = ("fabric", "tiles", "bolt"), ("scratch", "hole", "stain", "misplaced"), ("train", "test")
 COUNTS = {"train": 80, "test": 20, "defect": 10, "teacher": 160}  # train and test: good images of a category

@@ -1,11 +1,11 @@
 """Unexpected objects on roads: closed-set segmentation, and scores of what it does not know.
 
 The doors, alike in every room: ``Config``, ``datasets(config)``, ``build_model(config)``, ``train(config)``,
-``evaluate(config, model)``; for the command line also ``make_data``, ``load``, ``predict`` and ``draw``.
+``evaluate(config, model)``; for the command line also ``make_data``, ``load``, ``measure``, ``predict`` and ``draw``.
 """
 
-import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -71,7 +71,10 @@ class Config(training.FitConfig):
 
 @dataclass
 class Trained:
-    """A model with what was learned beside its weights; ``calibration`` is None for a bare state dict."""
+    """A model with what was learned beside its weights.
+
+    ``calibration`` is None for a bare state dict, and for the ``best.pth`` of a run.
+    """
 
     config: Config
     model: nn.Module
@@ -104,15 +107,13 @@ def datasets(config: Config, root: Path | None = None, splits: Sequence[str] = (
     return {split: kind(root or default_root(config.dataset), split) for split in splits}
 
 
-def get_dataloaders(
-    config: Config, root: Path | None = None, splits: Sequence[str] = ("train", "val", "test")
-) -> dict[str, DataLoader]:
-    """split -> batches: of ``Batches``, shuffled and augmented, for train; in order for the others.
+def get_dataloaders(config: Config, sets: dict[str, data.RoadDataset]) -> dict[str, DataLoader]:
+    """split -> batches of its data set: of ``Batches``, shuffled and augmented, for train; in order for the others.
 
     The others give this process's share of the split, whole images, and masks in their own size.
     """
     loaders = {}
-    for split, dataset in datasets(config, root, splits).items():
+    for split, dataset in sets.items():
         if split == "train":
             augment = data.Augment(config.augmentation, len(dataset.classes), config.image_size, config.crop_size)
             loaders[split] = training.Batches(dataset, config, augment)
@@ -140,17 +141,15 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
 
     ``weights`` is a local file for the config's ``pretrained`` weights, in place of torchvision's download.
     The epoch is chosen by validation mIoU; then the outlier head learns, if the config has one. The file is stored
-    in fp16 where that brings it under ``checkpoints.LIMIT``; calibration and the stored validation metrics are those
-    of the stored weights.
+    in fp16 where that brings it under ``checkpoints.LIMIT``; calibration is that of the stored weights.
     """
     run_dir = run_dir or settings.RUNS_DIR / "road" / config.dataset
     sets = datasets(config, root, ("train", "val"))
-    loaders = get_dataloaders(config, root, ("train", "val"))
+    loaders = get_dataloaders(config, sets)
     segmenter = replace(config, outlier_epochs=0)
     model = build_model(segmenter)
     load_pretrained(model, config.backbone, config.pretrained, weights)
     balance = data.class_weights(sets["train"]).to(settings.DEVICE) if config.balance else None
-    check = partial(validate, loader=loaders["val"], dataset=sets["val"])
     history = training.fit(
         model,
         loaders["train"],
@@ -161,47 +160,30 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
             ignore=data.IGNORE,
             gamma=config.focal_gamma,
         ),
-        check,
+        partial(validate, loader=loaders["val"], dataset=sets["val"]),
         segmenter,
         run_dir=run_dir,
         monitor="miou",
     )
-    steps = math.ceil(len(loaders["train"]) / config.accumulate)
-    return finish(config, model, sets, history, steps, check, run_dir, out or weights_path(config))
+    return finish(config, model, sets, history, run_dir, out or weights_path(config))
 
 
-def finish(config: Config, model: nn.Module, sets: dict, history: list[dict], steps: int, check: Callable,
-           run_dir: Path, path: Path) -> Trained:  # fmt: skip
-    """Teach a trained segmenter's outlier head, round the weights to fit a file, calibrate, write the checkpoint.
-
-    ``steps`` an epoch; ``check(model)`` as ``validate``.
-    """
-    exact, extras = check(model), {"history": history}
+def finish(config: Config, model: nn.Module, sets: dict, history: list[dict], run_dir: Path, path: Path) -> Trained:
+    """Teach a trained segmenter's outlier head, round the weights to fit a file, calibrate, write the checkpoint."""
+    extras = {"history": history}
     if config.outlier_epochs:
         settings.seed_everything(config.seed)
         model.outlier_head = outliers.build_head(config.backbone, model.backbone)
         extras["outlier_history"] = outliers.fit(model, sets["train"], sets["val"], config, run_dir / "outliers")
     half = checkpoints.round_to_fit(model)
-    stored = check(model)
-    extras |= {
-        "calibration": evaluation.calibrate(model, sets, config),
-        "validation": {"trained": exact, "stored": stored},
-    }
-    best = max(history, key=lambda row: row["miou"])["epoch"]
-    checkpoints.save(path, model.state_dict(), half=half, config=checkpoints.plain(asdict(config)), epoch=best,
-                     step=best * steps, metric={"name": "miou", "value": stored["miou"]}, extras=extras)  # fmt: skip
+    extras["calibration"] = evaluation.calibrate(model, sets, config)
+    checkpoints.save(path, model.state_dict(), half=half, config=checkpoints.plain(asdict(config)), extras=extras)
     return Trained(config, model, extras["calibration"], history, path)
 
 
-def load_or_train(
-    config: Config, root: Path | None = None, *, weights: Path | None = None, run_training: bool = settings.RUN_TRAINING
-) -> Trained:
+def load_or_train(config: Config, root: Path | None = None, *, run_training: bool = settings.RUN_TRAINING) -> Trained:
     """The trained model of a config: loaded, or trained if it is missing and ``run_training`` is on."""
-    path = weights_path(config)
-    profile = "mini" if config.dataset == "mini" else "real" if config.dataset in REAL else "full"
-    learn = partial(train, config, root, weights=weights)
-    checkpoints.load_or_train_room("road", profile, path, config, learn, run_training)
-    return load(path, config)
+    return checkpoints.load_or_train(sys.modules[__name__], config, root, run_training)
 
 
 def validate(model: nn.Module, loader: DataLoader, dataset: data.RoadDataset) -> dict[str, float]:
@@ -230,39 +212,34 @@ def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> T
         return Trained(config, model, None, [], Path(path))
     content = checkpoints.load(path)
     config = Config.from_plain(content["config"])
-    checkpoints.require_same_config(asdict(config.override(overrides)), content, path, asdict(Config()))
+    checkpoints.require_same_config(config.override(overrides), content, path)
     model = build_model(config)
     checkpoints.load_weights(model, content["weights"], path)
     extras = content.get("extras", {})  # the best.pth of a run has none yet
     return Trained(config, model, extras.get("calibration"), extras.get("history", []), Path(path))
 
 
-def evaluate(
-    config: Config,
-    model: nn.Module,
-    root: Path | None = None,
-    *,
-    calibration: dict | None = None,
-    dataset: str | None = None,
-    split: str = "test",
-    statistics: str = "train",
-) -> evaluation.Evaluation:
-    """Measure a model on a split of its own data set, or of another one (``dataset``) with the same classes."""
-    kind, own = data.dataset_class(dataset or config.dataset), data.dataset_class(config.dataset)
-    if kind.classes and kind.classes != own.classes:
-        raise settings.InputError(f"weights for the classes of {config.dataset} cannot be evaluated on {dataset}")
-    samples = kind(root or default_root(dataset or config.dataset), split)
-    return evaluation.evaluate(model, samples, config, calibration, statistics)
+def samples(config: Config, root: Path | None, dataset: str | None, split: str) -> data.RoadDataset:
+    """A split of the config's own data set, or of another one (``dataset``) with the same classes or none stated."""
+    name = dataset or config.dataset
+    kind = data.dataset_class(name)
+    if kind.classes and kind.classes != data.dataset_class(config.dataset).classes:
+        raise settings.InputError(f"weights for the classes of {config.dataset} cannot be used on {name}")
+    return kind(root or default_root(name), split)
+
+
+def evaluate(config: Config, model: nn.Module, root: Path | None = None, *, calibration: dict | None = None,
+             dataset: str | None = None, split: str = "test") -> evaluation.Evaluation:  # fmt: skip
+    """Measure a model on a split of its own data set, or of another one (``dataset``), as ``samples`` allows."""
+    return evaluation.evaluate(model, samples(config, root, dataset, split), config, calibration)
 
 
 def measure(trained: Trained, root: Path | None, dataset: str | None, split: str) -> tuple[dict, dict, str]:
     """(metrics, data description, protocol) of an evaluation's record."""
-    name = dataset or trained.config.dataset
-    result = evaluate(trained.config, trained.model, root, calibration=trained.calibration, dataset=name, split=split)
-    root = root or default_root(name)
-    samples = data.dataset_class(name)(root, split)
-    described = {"dataset": name, "split": split, **results.fingerprint(data.paths(samples), root)}
-    return result.metrics, described, evaluation.PROTOCOL
+    config, images = trained.config, samples(trained.config, root, dataset, split)
+    metrics = evaluation.evaluate(trained.model, images, config, trained.calibration).metrics
+    files = results.fingerprint(data.paths(images), images.root)
+    return metrics, {"dataset": dataset or config.dataset, "split": split, **files}, evaluation.PROTOCOL
 
 
 def predict(trained: Trained, files: Sequence[Path], out: Path) -> list[dict]:
@@ -276,7 +253,5 @@ def draw(trained: Trained, root: Path | None, dataset: str | None) -> list[Path]
     """The PNGs under assets/figures/road for a trained model on one data set."""
     plots.style()
     name = dataset or trained.config.dataset
-    kind = data.dataset_class(name)
-    splits = [split for split in kind.splits if split != "train"]
-    sets = {split: kind(root or default_root(name), split) for split in splits}
-    return figures.draw_all(trained, name, sets)
+    splits = [split for split in data.dataset_class(name).splits if split != "train"]
+    return figures.draw_all(trained, name, {split: samples(trained.config, root, name, split) for split in splits})

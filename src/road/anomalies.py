@@ -153,7 +153,7 @@ def _paint_one(canvas, street, rng, family):
 
 
 def add_anomalies(canvas, street, rng) -> list[dict]:
-    """Paint one anomaly, at times two, into a finished street (before its sky).
+    """Paint one anomaly, at times two if there is place, into a finished street (before its sky).
 
     Returns for each its family and its visible box (x0, y0, x1, y1) in image pixels, ends exclusive.
     Raises RuntimeError if no place shows enough of one, as on images of very few pixels.
@@ -171,5 +171,7 @@ def add_anomalies(canvas, street, rng) -> list[dict]:
         box = tuple(int(side) for side in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
         found.append({"family": name, "box": box})
         if len(found) == wanted:
-            return found
-    raise RuntimeError(f"no visible place for an anomaly in {TRIES} tries; render larger than {seen.shape} pixels")
+            break
+    if not found:
+        raise RuntimeError(f"no visible place for an anomaly in {TRIES} tries; render larger than {seen.shape} pixels")
+    return found

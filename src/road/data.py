@@ -254,7 +254,7 @@ _FLIP = v2.RandomHorizontalFlip(0.5)
 _JITTER = v2.ColorJitter(0.3, 0.3, 0.3)
 _ROTATION = v2.RandomRotation(5, interpolation=v2.InterpolationMode.BILINEAR, fill=_FILL)
 _BLUR = v2.RandomApply([v2.GaussianBlur(5, (0.1, 2.0))])
-# name -> (scale range or none, crop, transforms of image and mask together)
+# name -> (scale range or none, transforms of image and mask together)
 AUGMENTATIONS: dict[str, tuple[tuple[float, float] | None, list[Callable]]] = {
     "none": (None, []),
     "flip": (None, [_FLIP]),
@@ -306,7 +306,7 @@ class _Preprocessed(Dataset):
     def __getitem__(self, index: int) -> dict:
         sample = self.dataset[index]
         mask = sample["mask"].as_subclass(torch.Tensor)[0].long()
-        return {"image": preprocess(sample["image"], self.image_size), "mask": mask, "name": sample["name"]}
+        return {"image": preprocess(sample["image"], self.image_size), "mask": mask}
 
 
 def evaluation_loader(dataset: Dataset, image_size: tuple[int, ...], batch_size: int, workers: int = 0) -> DataLoader:
@@ -334,10 +334,10 @@ def class_distribution(dataset: RoadDataset) -> dict[str, dict[str, float]]:
     }
 
 
-def class_weights(dataset: RoadDataset, floor: float = 1e-3) -> torch.Tensor:
-    """Loss weights ~ 1/sqrt(pixel share), mean one: rare classes count more, without drowning the rest."""
+def class_weights(dataset: RoadDataset) -> torch.Tensor:
+    """Loss weights ~ 1/sqrt(pixel share of 0.001 or more), mean one: rare classes count more, and drown no other."""
     rows = list(class_distribution(dataset).values())[: len(dataset.classes)]
-    shares = torch.tensor([row["share"] for row in rows]).clamp(min=floor)
+    shares = torch.tensor([row["share"] for row in rows]).clamp(min=1e-3)
     weights = shares.rsqrt()
     return weights / weights.mean()
 

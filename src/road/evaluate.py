@@ -8,6 +8,7 @@ every labelled normal pixel as a negative; ``..._ignoring_0_3`` leaves out Stree
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,8 @@ import torch
 from torch import nn
 
 from src import settings, training
-from src.intervals import ImageHistograms, bootstrap
-from src.metrics import (
-    ConfusionMatrix,
-    PixelRanking,
-    average_precision_from_counts,
-    mean_iou,
-    ranking,
-)
+from src.intervals import ImageHistograms, bootstrap, of_mean
+from src.metrics import ConfusionMatrix, PixelRanking, mean_iou, metric_from_counts, ranking
 from src.road import data
 from src.road import model as models
 from src.road.scores import SCORES, ClassStatistics, score_maps
@@ -30,13 +25,13 @@ from src.road.scores import SCORES, ClassStatistics, score_maps
 SCORE_NAMES = (*SCORES, "sml_raw", "sml", "outlier", "combined")
 HEADLINE = "combined"  # the score of the headline numbers, chosen on validation images
 BASELINE = "max_logit"  # the headline of a model without outlier head or calibration
-QUANTILE = 0.95  # thresholds let at most 5 % of the normal validation pixels through
+QUANTILE = 0.95  # at least this share of the normal validation pixels do not exceed a threshold
 PROTOCOL = (
     "mIoU and pixel accuracy: one confusion matrix over the split at the label maps' size, classes that the truth "
     "holds, anomalies and void ignored. Scores: top level = the score named there over all labelled pixels of the "
     "split pooled, labels 0 and 3 counted as negatives; protocols.per_image = mean over images that hold an anomaly; "
-    "..._ignoring_0_3 = labels 0 and 3 left out; scores.*.f1 at the threshold that 95 % of normal validation pixels "
-    "stay below. Intervals: 95 %, 1000 bootstrap resamples of images."
+    "..._ignoring_0_3 = labels 0 and 3 left out; scores.*.f1: called anomalous is what reaches the threshold, which "
+    "95 % of normal validation pixels do not exceed. Intervals: 95 %, 1000 bootstrap resamples of images."
 )
 KEYS = ("aupr", "auroc", "fpr95", "f1_max")
 
@@ -91,7 +86,7 @@ def calibrate(model: nn.Module, sets: dict, config) -> dict:
         for name, score in score_maps(logits, statistics["train"], rankings, outlier, units).items():
             rankings[name].update(score[normal], torch.zeros_like(score[normal], dtype=torch.bool))
     thresholds = {name: r.quantile(QUANTILE) for name, r in rankings.items()}
-    return {"statistics": statistics, "units": units, "thresholds": thresholds, "quantile": QUANTILE}
+    return {"statistics": statistics, "units": units, "thresholds": thresholds}
 
 
 # --------------------------------------------------------------------------------------- evaluation
@@ -120,15 +115,17 @@ class _ScoreMeter:
             self.left_out.update(score[optional], anomaly[optional])
         self.histograms.update(score, anomaly)
         if anomaly.any():
-            self.per_image[False].append(_values(ranking(score, anomaly)))
-            self.per_image[True].append(_values(ranking(score[~optional], anomaly[~optional])))
+            row = _values(ranking(score, anomaly))
+            self.per_image[False].append(row)
+            ignoring = _values(ranking(score[~optional], anomaly[~optional])) if optional.any() else row
+            self.per_image[True].append(ignoring)
         if self.threshold is not None:
             called = score >= self.threshold
             counts = (called & anomaly, called & ~anomaly, ~called & anomaly)
             self.found += np.array([int(c.sum()) for c in counts])
 
     def pooled(self) -> PixelRanking:
-        """The ranking of all labelled pixels; ``kept`` alone ignores labels 0 and 3."""
+        """The ranking of all labelled pixels, merged anew; ``kept`` alone ignores labels 0 and 3."""
         total = PixelRanking()
         total.merge(self.kept)
         total.merge(self.left_out)
@@ -148,41 +145,41 @@ def _values(result: dict) -> list[float]:
     return [result[key].value for key in KEYS]
 
 
-def evaluate(model: nn.Module, dataset, config, calibration: dict | None, statistics: str = "train") -> Evaluation:
+def evaluate(model: nn.Module, dataset, config, calibration: dict | None) -> Evaluation:
     """One pass over a split: segmentation metrics where it has classes, score metrics where it has anomalies.
 
     ``calibration`` comes with a checkpoint of this project; without it (a bare state dict) SML and the
-    fixed thresholds are left out, which is printed. ``statistics`` says which split SML's come from.
+    fixed thresholds are left out, which is printed.
     """
     names, best = score_names(model, bool(calibration)), headline(model, bool(calibration))
     if not calibration:
         print("no calibration in the weights: sml, sml_raw, combined and fixed thresholds are left out")
     thresholds = calibration["thresholds"] if calibration else {}
-    class_statistics = calibration["statistics"][statistics] if calibration else None
+    class_statistics = calibration["statistics"]["train"] if calibration else None
     units = calibration.get("units") if calibration else None  # of a model with an outlier head
     meters = {name: _ScoreMeter(thresholds.get(name)) for name in names} if dataset.anomaly is not None else {}
     matrices = []
     for logits, outlier, mask in each_image(model, dataset, config):
         if dataset.classes:
-            matrices.append(_confusion(logits.max(1).indices, mask, dataset))
+            matrices.append(_confusion(logits.max(1).indices, mask, dataset).matrix)
         if meters:
             _update(meters, score_maps(logits, class_statistics, names, outlier, units), mask, dataset)
     metrics = {"images": len(dataset)}
     if matrices:
         metrics |= _segmentation_metrics(np.stack(matrices), dataset)
-    if meters and not meters[best].pooled().positives:
+    pooled = {name: meter.pooled() for name, meter in meters.items()}
+    if meters and not pooled[best].positives:
         print(f"no anomalous pixel in the {dataset.split} split: scores are not measured")
-        meters = {}
-    if meters:
-        metrics |= _anomaly_metrics(meters, best, bool(dataset.optional))
-    curves = {name: meter.pooled().curves() for name, meter in meters.items()}
-    return Evaluation(metrics, curves)
+        pooled = {}
+    if pooled:
+        metrics |= _anomaly_metrics(meters, pooled, best, bool(dataset.optional))
+    return Evaluation(metrics, {name: total.curves() for name, total in pooled.items()})
 
 
-def _confusion(prediction: torch.Tensor, mask: torch.Tensor, dataset) -> np.ndarray:
+def _confusion(prediction: torch.Tensor, mask: torch.Tensor, dataset) -> ConfusionMatrix:
     matrix = ConfusionMatrix(len(dataset.classes), data.IGNORE)
     matrix.update(prediction, data.known_only(mask, dataset))
-    return matrix.matrix
+    return matrix
 
 
 def _update(meters: dict, maps: dict, mask: torch.Tensor, dataset) -> None:
@@ -206,21 +203,20 @@ def _segmentation_metrics(matrices: np.ndarray, dataset) -> dict:
     }
 
 
-def _anomaly_metrics(meters: dict[str, _ScoreMeter], best: str, has_optional: bool) -> dict:
-    protocols = {"pooled": {n: _bounded(m.pooled().compute()) for n, m in meters.items()}}
+def _anomaly_metrics(meters: dict[str, _ScoreMeter], pooled: dict, best: str, has_optional: bool) -> dict:
+    protocols = {"pooled": {n: _bounded(total.compute()) for n, total in pooled.items()}}
     protocols["per_image"] = {n: _mean(m.per_image[False]) for n, m in meters.items()}
     if has_optional:
         protocols["pooled_ignoring_0_3"] = {n: _bounded(m.kept.compute()) for n, m in meters.items()}
         protocols["per_image_ignoring_0_3"] = {n: _mean(m.per_image[True]) for n, m in meters.items()}
     scores = {}
     for name, meter in meters.items():
-        interval = bootstrap(meter.histograms.counts(), average_precision_from_counts)
+        interval = bootstrap(meter.histograms.counts(), partial(metric_from_counts, "aupr"))
         scores[name] = {"aupr_interval": interval}
         if meter.threshold is not None:
             scores[name] |= meter.at_threshold()
     top = {key: protocols["pooled"][best][key] for key in KEYS}
-    base_rate = meters[best].pooled().base_rate
-    return {"score": best, **top, "base_rate": base_rate, "protocols": protocols, "scores": scores}
+    return {"score": best, **top, "base_rate": pooled[best].base_rate, "protocols": protocols, "scores": scores}
 
 
 def _bounded(result: dict) -> dict[str, float]:
@@ -229,10 +225,8 @@ def _bounded(result: dict) -> dict[str, float]:
 
 
 def _mean(rows: list[list[float]]) -> dict[str, float]:
-    pairs = np.array([[row[0], 1] for row in rows])
-    interval = bootstrap(pairs, lambda total: total[0] / total[1])
     means = dict(zip(KEYS, np.mean(rows, axis=0).tolist(), strict=True))
-    return means | {"aupr_interval": interval, "images": len(rows)}
+    return means | {"aupr_interval": of_mean([row[0] for row in rows]), "images": len(rows)}
 
 
 # ----------------------------------------------------------------------------------- single samples
@@ -272,10 +266,8 @@ def sample_report(predictions: Sequence[Prediction], dataset) -> tuple[dict, dic
     """mIoU, pixel accuracy and mean confidence of each sample, and their mean, std, min and max."""
     rows = {}
     for item in predictions:
-        matrix = ConfusionMatrix(len(dataset.classes), data.IGNORE)
-        target = data.known_only(torch.from_numpy(item.mask).long(), dataset)
-        matrix.update(torch.from_numpy(item.classes), target)
-        result = matrix.compute()
+        truth = torch.from_numpy(item.mask).long()
+        result = _confusion(torch.from_numpy(item.classes), truth, dataset).compute()
         rows[Path(item.name).with_suffix("").as_posix()] = {
             "mIoU": result["miou"],
             "accuracy": result["pixel_accuracy"],

@@ -38,7 +38,8 @@ def legend_handles(dataset) -> list[Patch]:
 def show_legend(dataset) -> Figure:
     """Every class of a data set with its number and colour."""
     handles = legend_handles(dataset)
-    figure = plt.figure(figsize=(plots.WIDTH, 0.3 * -(-len(handles) // 5)))
+    figure, axis = plt.subplots(figsize=(plots.WIDTH, 0.3 * -(-len(handles) // 5)))
+    axis.axis("off")  # a notebook shows no figure without axes
     figure.legend(handles=handles, ncols=5, loc="center", frameon=False)
     return figure
 
@@ -131,21 +132,20 @@ def logit_distributions(
 
     ``classes`` are the model's where the data set names none.
     """
-    entries = dataset.classes or classes
+    names = [entry.name for entry in dataset.classes or classes]
     values = np.concatenate([x.max(1).values.flatten().numpy() for x in logits])
-    classes = np.concatenate([x.max(1).indices.flatten().numpy() for x in logits])
+    predicted = np.concatenate([x.max(1).indices.flatten().numpy() for x in logits])
     truth = np.concatenate([mask.ravel() for mask in masks])
     figure, axis = plt.subplots(figsize=(plots.WIDTH, 3.4))
     groups = {"normal": (truth != dataset.anomaly) & (truth != data.IGNORE), "anomalous": truth == dataset.anomaly}
     for shift, (name, group) in zip((-0.17, 0.17), groups.items(), strict=True):
-        shown = [c for c in range(len(entries)) if (group & (classes == c)).sum() >= 20]
+        shown = [c for c in range(len(names)) if (group & (predicted == c)).sum() >= 20]
         if not shown:
             continue
-        quantiles = np.array([np.percentile(values[group & (classes == c)], (5, 50, 95)) for c in shown])
+        quantiles = np.array([np.percentile(values[group & (predicted == c)], (5, 50, 95)) for c in shown])
         at = np.array(shown) + shift
         axis.vlines(at, quantiles[:, 0], quantiles[:, 2], color=plots.COLORS[name == "anomalous"], linewidth=3)
         axis.plot(at, quantiles[:, 1], "o", color=plots.COLORS[name == "anomalous"], label=name)
-    names = [entry.name for entry in entries]
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axis.set(ylabel="max logit", xlabel="predicted class")
     axis.legend()
@@ -159,7 +159,7 @@ def write_prediction(trained, file: Path, out: Path) -> dict:
     item = predict(trained.model, image, trained.config, name=file.name)
     kind = data.DATASETS[trained.config.dataset]
     best = headline(trained.model, bool(trained.calibration))
-    score = score_maps(item.logits, None, (best,), item.outlier, units_of(trained))[best][0].numpy()
+    score = maps_of(trained, item, (best,))[best][0].numpy()
     written = {
         "overlay": plots.overlay(image, data.mask_to_rgb(item.classes, kind)),
         best: plots.heat(score, *np.percentile(score, (1, 99))),
@@ -178,9 +178,10 @@ def write_prediction(trained, file: Path, out: Path) -> dict:
     return row
 
 
-def units_of(trained) -> dict | None:
-    """What the combined score needs of a model's calibration, if there is one."""
-    return trained.calibration and trained.calibration.get("units")
+def maps_of(trained, item: Prediction, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """``score_maps`` of a prediction, with what they need of the model's calibration, if there is one."""
+    found = trained.calibration or {"statistics": {"train": None}}
+    return score_maps(item.logits, found["statistics"]["train"], names, item.outlier, found.get("units"))
 
 
 def spread(count: int, dataset) -> list[int]:
@@ -200,7 +201,7 @@ def found_and_missed(trained, dataset, count: int = 2) -> Figure:
     best, order = headline(trained.model), []
     for index in range(len(dataset)):
         (item,) = predict_samples(trained.model, dataset, trained.config, [index])
-        score = score_maps(item.logits, None, (best,), item.outlier, units_of(trained))[best][0]
+        score = maps_of(trained, item, (best,))[best][0]
         mask = torch.from_numpy(item.mask)
         known = mask != data.IGNORE
         if (mask == dataset.anomaly).any():
@@ -208,7 +209,7 @@ def found_and_missed(trained, dataset, count: int = 2) -> Figure:
     order.sort(reverse=True)
     shown = order[:count] + order[max(count, len(order) - count) :]
     items = predict_samples(trained.model, dataset, trained.config, [index for _, index in shown])
-    maps = [score_maps(item.logits, None, ("max_logit", best), item.outlier, units_of(trained)) for item in items]
+    maps = [maps_of(trained, item, ("max_logit", best)) for item in items]
     figure = score_grid(items, maps, dataset)
     for axis, (aupr, _) in zip(figure.axes[:: len(maps[0]) + 1], shown, strict=True):
         axis.text(0.02, 0.97, f"AUPR {aupr:.2f}", transform=axis.transAxes, va="top", color="white",
@@ -229,18 +230,15 @@ def draw_all(trained, name: str, sets: dict) -> list[Path]:
             drawn[f"{split}_grid"] = comparison_grid(predictions[::3], dataset)
             drawn[f"{split}_failures"] = comparison_grid(failures(predictions, dataset, 2), dataset)
         if dataset.anomaly is not None and split == "test":
-            calibration = trained.calibration
-            known = score_names(trained.model, bool(calibration))
+            known = score_names(trained.model, bool(trained.calibration))
             names = [name for name in ("max_logit", "sml", "outlier", "combined") if name in known]
-            statistics = calibration["statistics"]["train"] if calibration else None
-            units = units_of(trained)
-            maps = [score_maps(item.logits, statistics, names, item.outlier, units) for item in predictions[::3]]
+            maps = [maps_of(trained, item, names) for item in predictions[::3]]
             drawn["scores"] = score_grid(predictions[::3], maps, dataset)
             known_classes = data.dataset_class(trained.config.dataset).classes
             drawn["logits"] = logit_distributions(
                 [item.logits for item in predictions], [item.mask for item in predictions], dataset, known_classes
             )
-            if calibration:
+            if trained.calibration:
                 drawn["found"] = found_and_missed(trained, dataset)
     if trained.history and name == trained.config.dataset:
         best = max(trained.history, key=lambda row: row["miou"])["epoch"]

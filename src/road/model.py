@@ -80,11 +80,12 @@ def _dilate(blocks: nn.Module, dilation: int) -> None:
 
 def load_pretrained(model: DeepLabV3, backbone: str, pretrained: str, file: Path | str | None) -> None:
     """Fill the model from ``file``, or from torchvision online: ``imagenet`` (backbone) or ``coco`` (all but
-    the class layers, resnet50 only). ``none`` leaves it as it is.
+    the class layers, resnet50 only). ``none`` leaves it as it is, and refuses a file.
     """
     if pretrained == "none":
-        return
-    if pretrained == "coco":
+        if file:
+            raise settings.InputError(f"{file} would not be used: set pretrained=imagenet or coco")
+    elif pretrained == "coco":
         weights = segmentation.DeepLabV3_ResNet50_Weights.DEFAULT
         load_segmentation(model, checkpoints.pretrained(weights, file), file or weights, drop=True)
     elif pretrained == "imagenet":

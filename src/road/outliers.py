@@ -33,7 +33,7 @@ TAPS = {
 SIZE = (0.04, 0.6)  # height of a pasted object in image heights, log-uniform
 WIDTH, DROPOUT = 256, 0.1
 LR, WEIGHT_DECAY = 1e-3, 1e-2
-CAMERAS = 0.7
+CAMERAS = 0.7  # share of the training views that are turned into another camera's
 _JITTER = v2.ColorJitter(0.4, 0.4, 0.6, 0.08)
 _VALIDATION = 48  # images at most
 
@@ -187,10 +187,13 @@ def other_camera(image: Tensor) -> Tensor:
 
 
 class Pasted:
-    """Training view with pasted objects: ``image`` float32 (3,h,w), ``mask`` int64 (h,w): 1 pasted, 0 not, IGNORE."""
+    """Training view with pasted objects: ``image`` float32 (3,h,w), ``mask`` int64 (h,w): 1 pasted, 0 not, IGNORE.
 
-    def __init__(self, augment: Augment, cameras: float = 0.0):
-        self.augment, self.cameras = augment, cameras  # share of the views by another camera
+    ``cameras`` is the share of the views that are turned into another camera's.
+    """
+
+    def __init__(self, augment: Augment, cameras: float):
+        self.augment, self.cameras = augment, cameras
 
     def __call__(self, sample: dict) -> dict[str, Tensor]:
         view = self.augment(sample)
@@ -234,7 +237,7 @@ def fit(model: nn.Module, train: RoadDataset, val: RoadDataset, config, run_dir:
     model = model.to(settings.DEVICE, memory_format=torch.channels_last).eval()
     head = model.outlier_head
     augment = Augment(config.augmentation, len(train.classes), config.image_size, config.crop_size)
-    still = Pasted(Augment("none", len(val.classes), config.image_size, None))
+    still = Pasted(Augment("none", len(val.classes), config.image_size, None), 0.0)
 
     @torch.no_grad()
     def features(images: Tensor) -> dict[str, Tensor]:

@@ -4,9 +4,7 @@ Layout and classes follow StreetHazards (Hendrycks et al., arXiv:1911.11132): a 
 weather, and in test it holds objects that belong to none of the known classes. One seed gives the same bytes again.
 """
 
-import hashlib
 import json
-import shutil
 from collections import namedtuple
 from functools import partial
 from multiprocessing import get_context
@@ -17,11 +15,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from src.road.anomalies import ANOMALY_FAMILIES, add_anomalies
+from src import settings
+from src.generated import fresh
+from src.road.anomalies import add_anomalies
 from src.road.canvas import UP, Canvas, X, Z, cloudy, rgb
 from src.road.street import LINE, ROAD, Street, draw_skyline, furnish
-
-__all__ = ["ANOMALY_FAMILIES", "VERSION", "render_scene", "write_dataset"]
 
 VERSION = 4  # raise it whenever a scene's pixels change, so that old data sets are recognised
 COUNTS = {"train": 600, "val": 100, "test": 150}
@@ -89,7 +87,7 @@ def _town(split, index):
     return SPLITS[split].towns[index % len(SPLITS[split].towns)]
 
 
-def render_scene(split: str, index: int, size=(180, 320), seed: int = 42, anomalous: bool | None = None):
+def render_scene(split: str, index: int, size=(180, 320), seed=settings.SEED, anomalous: bool | None = None):
     """Draw scene `index` of a split; the same arguments always give the same bytes. `anomalous`: None = in test alone.
 
     Returns (image uint8 (H, W, 3), mask uint8 (H, W) with classes 0..12 and in test 13, info dict with the town,
@@ -127,40 +125,22 @@ def _write_scene(task, root, size, seed):
         Image.fromarray(pixels).save(path, compress_level=4)
 
 
-def _fingerprint(root: Path) -> str:
-    """SHA-256 over the names and bytes of all files but the manifest."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.is_file() and p.name != "scenes.json"):
-        digest.update(path.relative_to(root).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def write_dataset(root, counts=COUNTS, size=(180, 320), seed=42, workers=None, progress=True) -> None:
-    """Write the miniature data set under root in StreetHazards' layout: labels 1..14, .odgt lists, scenes.json.
+def write_dataset(root: Path, counts=COUNTS, size=(180, 320), seed=settings.SEED, workers=None) -> None:
+    """Write the miniature data set under root in StreetHazards' layout: labels 1..14 and .odgt lists.
 
     counts maps split to number of scenes, size is (H, W) in pixels; workers is the number of processes (None: one a
-    core; 1: this one), which the files do not depend on; progress shows a bar on a terminal. All is written to
-    <root>.partial and renamed at the end; an equal, whole data set at root is kept. Raises FileExistsError if root
-    holds anything else.
+    core; 1: this one), which the files do not depend on. All is written to <root>.partial, which takes root's place at
+    the end; a data set of this version, seed, counts and size is kept. Raises InputError if root holds anything but a
+    data set written here.
     """
-    root, counts = Path(root), dict(counts)
-    wanted = {"version": VERSION, "seed": seed, "counts": counts, "size": list(size)}
-    if root.exists():
-        manifest = root / "scenes.json"
-        if not manifest.is_file() or json.loads(manifest.read_text()) != wanted | {"files_sha256": _fingerprint(root)}:
-            raise FileExistsError(f"{root} holds another or a damaged data set; delete it or choose another root")
-        return
-    unfinished = root.with_name(root.name + ".partial")
-    if unfinished.exists():  # left by a killed run
-        shutil.rmtree(unfinished)
-    tasks = [(split, index) for split, count in counts.items() for index in range(count)]
-    write = partial(_write_scene, root=unfinished, size=tuple(size), seed=seed)
-    make_pool = ThreadPool if workers == 1 else get_context("spawn").Pool  # one worker draws in this process
-    with make_pool(workers) as pool:
-        list(tqdm(pool.imap_unordered(write, tasks, 4), "scenes", len(tasks), disable=None if progress else True))
-    for split, count in counts.items():
-        rows = [_row(split, index, size) for index in range(count)]
-        (unfinished / SPLITS[split].top / SPLITS[split].list).write_text(json.dumps(rows, indent=1))
-    wanted["files_sha256"] = _fingerprint(unfinished)
-    (unfinished / "scenes.json").write_text(json.dumps(wanted, indent=1))
-    unfinished.rename(root)
+    with fresh(root, "scenes", VERSION, seed=seed, counts=dict(counts), size=list(size)) as unfinished:
+        if unfinished is None:
+            return
+        tasks = [(split, index) for split, count in counts.items() for index in range(count)]
+        write = partial(_write_scene, root=unfinished, size=tuple(size), seed=seed)
+        make_pool = ThreadPool if workers == 1 else get_context("spawn").Pool  # one worker draws in this process
+        with make_pool(workers) as pool:
+            list(tqdm(pool.imap_unordered(write, tasks, 4), "scenes", len(tasks), disable=None))
+        for split, count in counts.items():
+            rows = [_row(split, index, size) for index in range(count)]
+            (unfinished / SPLITS[split].top / SPLITS[split].list).write_text(json.dumps(rows, indent=1))

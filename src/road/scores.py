@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -92,21 +91,6 @@ class ClassStatistics:
         mean = zeros.index_add(0, prediction, values) / count.clamp(min=1)
         deviations = zeros.index_add(0, prediction, (values - mean[prediction]).square())
         self._absorb(torch.stack((count, mean, deviations)).cpu())
-
-    def merge(self, other: "ClassStatistics") -> None:
-        """Add the pixels that `other` has seen."""
-        self._absorb(other._moments)
-
-    def all_reduce(self) -> None:
-        """Give every process of an initialised torch.distributed group the total; else change nothing."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return
-        mine = self._moments.to("cuda" if dist.get_backend() == "nccl" else "cpu")
-        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, mine)
-        self._moments = torch.zeros_like(self._moments)
-        for part in parts:  # in rank order, so that all processes end with identical bits
-            self._absorb(part.cpu())
 
     def compute(self) -> dict[str, Tensor]:
         """`mean` and `std` (float32) and `count` (int64), each (C,) on the CPU, ready for a checkpoint.
@@ -219,17 +203,17 @@ def dilated_smoothing(score: Tensor, kernel: int = 7, sigma: float = 1.0, dilati
     return smoothed
 
 
-def scaled_radii(height: int, reference_height: int = REFERENCE_HEIGHT) -> tuple[int, ...]:
-    """Suppression radii for `height` image rows: (3, 2, 1, 0) at the reference, never fewer than (0,).
+def scaled_radii(height: int) -> tuple[int, ...]:
+    """Suppression radii for `height` image rows: (3, 2, 1, 0) at `REFERENCE_HEIGHT`, never fewer than (0,).
 
     Only the largest scales; they still fall by one, because each round carries scores one pixel further in.
     """
-    return tuple(range(int(3 * height / reference_height + 0.5), -1, -1))
+    return tuple(range(int(3 * height / REFERENCE_HEIGHT + 0.5), -1, -1))
 
 
-def scaled_dilation(height: int, reference_height: int = REFERENCE_HEIGHT) -> int:
-    """Smoothing dilation for `height` image rows: 6 at the reference, never below 1."""
-    return max(1, int(6 * height / reference_height + 0.5))
+def scaled_dilation(height: int) -> int:
+    """Smoothing dilation for `height` image rows: 6 at `REFERENCE_HEIGHT`, never below 1."""
+    return max(1, int(6 * height / REFERENCE_HEIGHT + 0.5))
 
 
 def sml(
@@ -238,18 +222,17 @@ def sml(
     *,
     suppress: bool = True,
     smooth: bool = True,
-    reference_height: int | None = REFERENCE_HEIGHT,
+    scale: bool = True,
 ) -> Tensor:
     """Minus the standardized max logit, boundary-suppressed and smoothed; (B, C, H, W) -> (B, H, W).
 
-    Radii and dilation scale with H / `reference_height`; None keeps the published (3, 2, 1, 0) and 6.
+    Radii and dilation are those for H rows; without `scale` the published (3, 2, 1, 0) and 6.
     """
     score, prediction = _standardize(logits, statistics)
-    height = score.shape[-2]
-    reference = height if reference_height is None else reference_height
+    height = score.shape[-2] if scale else REFERENCE_HEIGHT
     if suppress:
-        score = suppress_boundaries(score, prediction, scaled_radii(height, reference))
-    return dilated_smoothing(score, dilation=scaled_dilation(height, reference)) if smooth else score
+        score = suppress_boundaries(score, prediction, scaled_radii(height))
+    return dilated_smoothing(score, dilation=scaled_dilation(height)) if smooth else score
 
 
 def score_maps(

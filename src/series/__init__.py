@@ -1,9 +1,10 @@
 """Nine kinds of time-series behaviour, named from their plots: by the picture, or by the trace of its line.
 
 The doors, alike in every room: ``Config``, ``datasets(config)``, ``build_model(config)``, ``train(config)``,
-``evaluate(config, model)``; for the command line also ``make_data``, ``load``, ``predict`` and ``draw``.
+``evaluate(config, model)``; for the command line also ``make_data``, ``load``, ``measure``, ``predict`` and ``draw``.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -24,6 +25,7 @@ from src.series.model import FLIPS, TRACE, Classifier, PictureNet, PictureTrunk,
 REAL = ("plots",)  # the data sets that profile real trains on
 GENERATED = "generated"  # the data set that is on no disk: fresh series for every split
 DRAWN = 500  # series of each class in one of its splits
+PRETRAINED = settings.WEIGHTS_DIR / "series" / "generated.pth"  # on generated series alone
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Config(training.FitConfig):
     label_smoothing: float = 0.0
     mixup: float = 0.0  # alpha of the beta distribution; 0 = none
     cutout: float = 0.0  # share of the time hidden
-    noise: float = 0.0  # std, as a share of the height
+    noise: float = 0.0  # std, as a share of a trace's height or a picture's 255
     color_jitter: float = 0.0  # of pictures: brightness and contrast by up to this share
     rotation: float = 0.0  # of pictures: degrees either way
     look_weight: float = 0.0  # of looking where recorded events are
@@ -78,7 +80,7 @@ class Config(training.FitConfig):
 
     @classmethod
     def real(cls, dataset: str = "plots") -> Self:
-        """Starts from networks of generated series: --weights assets/weights/series/generated.pth."""
+        """Starts from PRETRAINED: --weights assets/weights/series/generated.pth."""
         return cls(dataset=dataset, cross_validate=True, epochs=3, batch_size=32, optimizer="adamw", lr=1e-4,
                    weight_decay=1e-2, schedule="cosine", warmup=50, clip_norm=5.0)  # fmt: skip
 
@@ -101,9 +103,7 @@ class Trained:
 
 
 def default_root(dataset: str) -> Path:
-    return settings.DATA_DIR / (
-        "mini/series" if dataset == "mini" else "series_plots" if dataset == "plots" else dataset
-    )
+    return settings.DATA_DIR / {"mini": "mini/series", "plots": "series_plots"}.get(dataset, dataset)
 
 
 def weights_path(config: Config) -> Path:
@@ -134,12 +134,12 @@ def view_of(config: Config) -> tuple[Callable, Callable]:
 
 def datasets(config: Config, root: Path | None = None,
              splits: Sequence[str] = ("train", "val", "test")) -> dict[str, data.Labelled]:  # fmt: skip
-    """split -> plots as the network's items; val is a fold of train where there is none on disk."""
+    """split asked for -> plots as the network's items; val is a fold of train where there is none on disk."""
     root = root or default_root(config.dataset)
     found = {split: read(config, root, split) for split in splits if has_split(config, root, split)}
     if "train" in splits and "train" not in found:
         raise data.DataError(f"{root} has no train/<class> folders of plots (the mini set: python -m src series data)")
-    if "val" not in found:
+    if "train" in found and not has_split(config, root, "val"):
         fold = data.folds(found["train"].labels, config.folds, config.seed)
         found |= {"train": found["train"].subset((fold > 0).nonzero()[:, 0]),
                   "val": found["train"].subset((fold == 0).nonzero()[:, 0])}  # fmt: skip
@@ -278,24 +278,17 @@ def save(config: Config, nets: list[nn.Module], history: dict, out: Path, temper
     return Trained(config, model, classes, history, out)
 
 
-def load_or_train(
-    config: Config, root: Path | None = None, *, weights: Path | None = None, run_training: bool = settings.RUN_TRAINING
-) -> Trained:
+def load_or_train(config: Config, root: Path | None = None, *, run_training: bool = settings.RUN_TRAINING) -> Trained:
     """The trained model of a config: loaded, or trained if it is missing and ``run_training`` is on."""
-    path = weights_path(config)
-    profile = "mini" if config.dataset == "mini" else "full" if config == Config.full() else "real"
-    learn = partial(train, config, root, weights=weights)
-    checkpoints.load_or_train_room("series", profile, path, config, learn, run_training)
-    return load(path, config)
+    weights = PRETRAINED if config == Config.real(config.dataset) else None
+    return checkpoints.load_or_train(sys.modules[__name__], config, root, run_training, weights)
 
 
 def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> Trained:
     """A trained model with its own config, which overrides must agree with."""
-    content = checkpoints.load(path)
+    content = checkpoints.load_finished(path)
     config = Config.from_plain(content["config"])
-    if "extras" not in content:
-        raise checkpoints.CheckpointError(f"{path} is of a run that has not ended: let it, and use what it writes")
-    checkpoints.require_same_config(asdict(config.override(overrides)), content, path, asdict(Config()))
+    checkpoints.require_same_config(config.override(overrides), content, path)
     extras = content["extras"]
     model = build_model(config, extras["members"])
     checkpoints.load_weights(model, content["weights"], path)
@@ -303,6 +296,11 @@ def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> T
 
 
 # -------------------------------------------------------------------------------------- evaluation
+def judged_config(config: Config, dataset: str) -> Config:
+    """The model's config for a data set: only of its own have the folds' networks left out any plot."""
+    return replace(config, dataset=dataset, cross_validate=config.cross_validate and dataset == config.dataset)
+
+
 def is_carved(config: Config, root: Path, split: str) -> bool:
     """Whether the split is held-out plots of train: val where there is none of its own."""
     has_train = config.cross_validate or has_split(config, root, "train")
@@ -315,7 +313,7 @@ def judge(trained: Trained, root: Path, dataset: str, split: str) -> tuple[data.
     Where the folder holds class folders directly, every plot belongs to the split named. Split val of a data set
     that was cross-validated is all of train.
     """
-    config = replace(trained.config, dataset=dataset)
+    config = judged_config(trained.config, dataset)
     carved = is_carved(config, root, split)
     found = datasets(config, root, ("train",))["val"] if carved and not config.cross_validate else read(
         config, root, "train" if carved else split)  # fmt: skip
@@ -339,7 +337,7 @@ def measure(trained: Trained, root: Path | None, dataset: str | None, split: str
     name = dataset or trained.config.dataset
     root = root or default_root(name)
     found, probabilities = judge(trained, root, name, split)
-    part = "train" if is_carved(replace(trained.config, dataset=name), root, split) else split
+    part = "train" if is_carved(judged_config(trained.config, name), root, split) else split
     metrics = evaluation.measure(probabilities, found.labels, trained.classes)
     if known := found.known or data.metadata(root, found.names, part):
         metrics |= evaluation.measure_known(trained.model.members[0], probabilities, found, known)

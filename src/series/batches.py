@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from src import settings, training
+from src import training
 from src.series import augment
 from src.series.data import Labelled
 from src.series.evaluate import places
@@ -17,25 +17,19 @@ class Batches:
     """Shuffled batches {items, labels, where} of ``draw(epoch)``, this process's share of each."""
 
     def __init__(self, draw: Callable[[int], Labelled], plots: int, config):
-        self.rank, self.world = training.start_distributed()
-        if config.batch_size % self.world or plots < config.batch_size:
-            raise settings.InputError(f"batch_size={config.batch_size} does not divide over {self.world} processes, or "
-                                      f"exceeds the {plots} plots to train on")  # fmt: skip
-        self.draw, self.plots, self.config, self.epoch = draw, plots, config, 0
+        self.draw, self.order = draw, training.Order(plots, config)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch (from 0) whose plots and order the next iteration gives."""
-        self.epoch = epoch
+        self.order.epoch = epoch
 
     def __len__(self) -> int:
-        return self.plots // self.config.batch_size
+        return len(self.order)
 
     def __iter__(self) -> Iterator[dict]:
-        found, size = self.draw(self.epoch), self.config.batch_size
-        generator = torch.Generator().manual_seed(self.config.seed * 100_003 + self.epoch)
-        order = torch.randperm(len(found), generator=generator)
-        for chosen in order[: len(self) * size].split(size):
-            chosen = chosen[self.rank :: self.world]
+        found = self.draw(self.order.epoch)
+        for keys in self.order:
+            chosen = [index for _, index in keys]
             known = [found.known[k] for k in chosen] if found.known else [{"events": ()}] * len(chosen)
             yield {"items": found.items[chosen], "labels": found.labels[chosen], "where": places(known)}
 

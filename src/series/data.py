@@ -1,4 +1,4 @@
-"""Series as plots and as numbers: class folders of images or of CSV files, the generator's own, and their folds."""
+"""Series as plots and as numbers: class folders of plots, single CSV files, the generator's own, and their folds."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from src import settings
-from src.images import SUFFIXES, DataError, read_image
+from src.images import DataError, read_image, split_files
 from src.series import traces
 from src.series.generate import CLASSES, describe, generate
 
@@ -32,12 +32,12 @@ COLUMNS = ("data", "value")  # of a CSV file, in order of preference
 class Labelled:
     """Plots or series with their classes.
 
-    ``items``: what a view makes of plots or series (N,...), or N series float64 (n,) of any lengths; ``labels`` int64
-    (N,), indices into ``classes``; ``names`` (N,), such as ``volatility/012.png``; ``known``: what the generator knows
-    of each (`generate.describe`), where the series come straight from there.
+    ``items``: what a view makes of plots or series (N,...); ``labels`` int64 (N,), indices into ``classes``; ``names``
+    (N,), such as ``volatility/012.png``; ``known``: what the generator knows of each (`generate.describe`), where the
+    series come straight from there.
     """
 
-    items: torch.Tensor | list[np.ndarray]
+    items: torch.Tensor
     labels: torch.Tensor
     classes: tuple[str, ...]
     names: tuple[str, ...]
@@ -48,44 +48,25 @@ class Labelled:
 
     def subset(self, chosen: torch.Tensor) -> "Labelled":
         """Some of them, by int64 index, with the same classes."""
-        items = self.items[chosen] if isinstance(self.items, torch.Tensor) else [self.items[i] for i in chosen]
         names, known = (tuple(part[i] for i in chosen) if part else () for part in (self.names, self.known))
-        return Labelled(items, self.labels[chosen], self.classes, names, known)
+        return Labelled(self.items[chosen], self.labels[chosen], self.classes, names, known)
 
 
 # ---------------------------------------------------------------------------------------------- files
-def files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """The files directly in a folder that end in one of the suffixes, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
-
-
-def class_folders(root: Path, split: str, suffixes: Sequence[str], classes: Sequence[str] = ()) -> list[Path]:
-    """Folders ``root/split/<class>``, or ``root/<class>`` where it holds them directly, sorted or as ``classes`` are.
-
-    Raises DataError where there is none, and InputError for a class that has none.
-    """
-    for base in (root / split, root):
-        found = [path for path in sorted(base.iterdir()) if path.is_dir()] if base.is_dir() else []
-        named = {path.name: path for path in found if files(path, suffixes)}
-        if named:
-            break
-    else:
-        kind = "/".join(suffixes)
-        raise DataError(f"{root} holds neither {split}/<class> nor <class> with {kind} files: name the right folder")
-    missing = [name for name in classes if name not in named]
-    if missing:
-        raise settings.InputError(f"{base} has no class {', '.join(missing)}; there are {', '.join(named)}")
-    return [named[name] for name in classes or named]
-
-
 def has_split(root: Path, split: str) -> bool:
     """Whether a folder has one of its own for the split."""
-    return (Path(root) / split).is_dir()
+    return (root / split).is_dir()
 
 
 def plot_files(root: Path, split: str, classes: Sequence[str] = ()) -> list[Path]:
-    """The plots of a split, class after class; see `class_folders`."""
-    return [file for folder in class_folders(Path(root), split, SUFFIXES, classes) for file in files(folder, SUFFIXES)]
+    """The plots of a split, class after class, sorted or as ``classes`` are; see `images.split_files`.
+
+    Raises InputError for a class that has none.
+    """
+    found = split_files(root, split)
+    if missing := [name for name in classes if name not in found]:
+        raise settings.InputError(f"{root} has no class {', '.join(missing)}; there are {', '.join(found)}")
+    return [file for name in classes or found for file in found[name]]
 
 
 def counts(root: Path, split: str) -> dict[str, int]:
@@ -96,31 +77,20 @@ def counts(root: Path, split: str) -> dict[str, int]:
 def metadata(root: Path, names: Sequence[str], split: str) -> list[dict]:
     """What the generator knows of each plot or series named, as `generate.describe` has it; [] for the works of others.
 
-    Raises DataError for a name that root/metadata.json does not hold.
+    Raises DataError for a root/metadata.json that does not hold a name, or is of others.
     """
-    path = Path(root) / "metadata.json"
+    path = root / "metadata.json"
     if not path.is_file():
         return []
-    rows = json.loads(path.read_text(encoding="utf-8"))["series"]
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["series"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not what is written beside generated plots: move it elsewhere") from error
     stems = [f"{split}/{Path(name).with_suffix('').as_posix()}" for name in names]
     unknown = [stem for stem in stems if stem not in rows]
     if unknown:
         raise DataError(f"{path} knows nothing of {unknown[0]}: remove what does not belong to the data set")
     return [rows[stem] for stem in stems]
-
-
-def _labelled(folders: list[Path], suffixes: Sequence[str], read: Callable[[list[Path]], object]) -> Labelled:
-    found = [(file, label) for label, folder in enumerate(folders) for file in files(folder, suffixes)]
-    paths = [file for file, _ in found]
-    labels = torch.tensor([label for _, label in found])
-    names = tuple(f"{path.parent.name}/{path.name}" for path in paths)
-    return Labelled(read(paths), labels, tuple(folder.name for folder in folders), names)
-
-
-def _each(read: Callable, paths: Sequence[Path]) -> list:
-    """What ``read`` makes of every path, in threads, under a bar."""
-    with ThreadPool() as pool:
-        return list(tqdm(pool.imap(read, paths, 8), "reading", len(paths), leave=False, disable=None))
 
 
 # ---------------------------------------------------------------------------------------------- plots
@@ -137,14 +107,15 @@ def read_plots(root: Path, split: str, view: Callable, classes: Sequence[str] = 
     """The plots of one split of a folder of class folders, as ``view(image uint8 (H,W,3), place)`` makes them.
 
     Views are `picture` (uint8 (N,3,H,W)) and `traces.of_plot` (float16 (N,2,W)). Raises DataError naming a file that
-    is no readable image, or shows nothing that the view can use; see also `class_folders`.
+    is no readable image, or shows nothing that the view can use; see also `plot_files`.
     """
-    folders = class_folders(Path(root), split, SUFFIXES, classes)
-
-    def read(paths: list[Path]) -> torch.Tensor:
-        return torch.from_numpy(np.stack(_each(lambda path: view(read_image(path), str(path)), paths)))
-
-    return _labelled(folders, SUFFIXES, read)
+    paths = plot_files(root, split, classes)
+    with ThreadPool() as pool:
+        seen = pool.imap(lambda path: view(read_image(path), str(path)), paths, 8)
+        items = torch.from_numpy(np.stack(list(tqdm(seen, "reading", len(paths), leave=False, disable=None))))
+    found = list(dict.fromkeys(path.parent.name for path in paths))
+    labels = torch.tensor([found.index(path.parent.name) for path in paths])
+    return Labelled(items, labels, tuple(found), tuple(f"{path.parent.name}/{path.name}" for path in paths))
 
 
 # --------------------------------------------------------------------------------------------- numbers
@@ -207,12 +178,6 @@ def read_csv(path: Path | str) -> np.ndarray:
     header = rows.pop(0)[1] if rows and not any(map(_is_number, rows[0][1])) else []
     column = _column(header, rows[0][1], path) if rows else 0
     return check(np.array([_number(row, column, f"{path}, line {line}") for line, row in rows]), str(path))
-
-
-def read_series(root: Path, split: str, classes: Sequence[str] = ()) -> Labelled:
-    """The series of one split of a folder of class folders of CSV files; see `class_folders` and `read_csv`."""
-    folders = class_folders(Path(root), split, (".csv",), classes)
-    return _labelled(folders, (".csv",), lambda paths: _each(read_csv, paths))
 
 
 # ------------------------------------------------------------------------------------------- generated

@@ -8,8 +8,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import nn
 from torch.nn import functional as F
 
-from src import training
-from src.intervals import bootstrap
+from src import intervals, training
 from src.series.data import Labelled
 from src.series.model import Classifier, activation_maps, fit_temperature
 from src.series.traces import WIDTH
@@ -45,7 +44,6 @@ def measure(probabilities: torch.Tensor, labels: torch.Tensor, classes: Sequence
     correct, found = named == labels, calibration(probabilities, labels)
     scores = precision_recall_fscore_support(labels, named, labels=present, zero_division=0)
     best_two = (probabilities.topk(2).indices == labels[:, None]).any(1)
-    pairs = np.stack([correct.numpy(), np.ones(len(correct))], 1)
     return {
         "accuracy": float(correct.double().mean()),
         "macro_f1": float(scores[2].mean()),
@@ -53,7 +51,7 @@ def measure(probabilities: torch.Tensor, labels: torch.Tensor, classes: Sequence
         "recall": float(scores[1].mean()),
         "top2": float(best_two.double().mean()),
         "ece": found["ece"],
-        "accuracy_interval": bootstrap(pairs, lambda total: total[0] / total[1]),
+        "accuracy_interval": intervals.of_mean(correct),
         "reliability": found["bins"],
         "plots": len(labels),
         "chance": 1 / len(classes),

@@ -17,8 +17,6 @@ from scipy.signal import lfilter
 
 from src import settings
 
-__all__ = ["CLASSES", "SPLITS", "VERSION", "Series", "describe", "generate", "write_csv", "write_metadata"]
-
 VERSION = 1  # raise it whenever a value or a plot changes, so that old data sets are recognised
 SPLITS = ("train", "val", "test")
 LENGTHS = ((0.33, 50, 99), (0.30, 300, 499), (0.37, 1000, 2000))  # share, samples from and to, both included

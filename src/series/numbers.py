@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import combinations
 from multiprocessing import get_context
-from time import perf_counter
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -23,7 +22,6 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from src import settings
-from src.series.evaluate import by_length, measure
 from src.series.generate import CLASSES, generate
 
 KINDS = ("kernels", "summary")
@@ -200,28 +198,12 @@ class FromNumbers:
         return found
 
 
-# ----------------------------------------------------------------------------------------------- ceiling
+# --------------------------------------------------------------------------------------------- generated
 def _values(task: tuple[str, int, str, int]) -> np.ndarray:
     return np.float32(generate(*task).values)
 
 
-def ceiling(train_per_class: int = 6000, test_per_class: int = 500, seed: int = settings.SEED) -> dict[str, Any]:
-    """How well series can be told before a plot loses anything, trained and tested on the first of the two splits.
-
-    Kind of features -> what a record holds of it, with ``lengths`` and ``seconds``; and the numbers of series.
-    """
-    drawn, labels = {}, {}
-    for split, count in (("train", train_per_class), ("test", test_per_class)):
-        tasks = [(label, number, split, seed) for label in CLASSES for number in range(count)]
-        drawn[split], labels[split] = _each(_values, tasks, f"drawing {split}"), np.arange(len(tasks)) // count
-    lengths, truth = [len(x) for x in drawn["test"]], torch.from_numpy(labels["test"])
-    result = {split: len(series) for split, series in drawn.items()}
-    for kind in KINDS:
-        started = perf_counter()
-        model = FromNumbers(kind, seed).fit(drawn["train"], labels["train"])
-        fitted = perf_counter()
-        found = torch.from_numpy(model.probabilities(drawn["test"]))
-        seconds = {"fit": fitted - started, "predict": perf_counter() - fitted}
-        own = {"lengths": by_length(found.argmax(1) == truth, lengths), "seconds": seconds}
-        result[kind] = measure(found, truth, CLASSES) | own
-    return result
+def drawn(split: str, numbers: range, seed: int = settings.SEED) -> tuple[list[np.ndarray], np.ndarray]:
+    """Series of these numbers of every class from the generator, float32 (n,) each, and their labels int64 (N,)."""
+    tasks = [(label, number, split, seed) for label in CLASSES for number in numbers]
+    return _each(_values, tasks, f"drawing {split}"), np.repeat(np.arange(len(CLASSES)), len(numbers))

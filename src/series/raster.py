@@ -1,18 +1,14 @@
-"""Plots straight into a tensor, without matplotlib: like its own, and fast enough to train on unlimited series."""
+"""Plots straight into pixels, without matplotlib: like its own, and fast enough to train on unlimited series."""
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from src.series.render import BLUE, DPI
-
-__all__ = ["HEIGHT", "WIDTH", "picture", "rasterize", "stroke"]
 
 POINT = DPI / 72  # pixels
 WIDTH, HEIGHT = 790, 590  # pixels of a plot by matplotlib, to within three
@@ -151,8 +147,3 @@ def picture(values: np.ndarray, size: tuple[int, int] = (120, 160), axes: bool =
     for channel, value in zip(pixels, BLUE, strict=True):
         channel[:] = ground + cover * (np.float32(value) - ground) + np.float32(0.5)
     return pixels
-
-
-def rasterize(series: Sequence[np.ndarray], size: tuple[int, int] = (120, 160), axes: bool = True) -> torch.Tensor:
-    """The `picture` of every series, as uint8 (N,3,H,W)."""
-    return torch.from_numpy(np.stack([picture(values, size, axes) for values in series]))

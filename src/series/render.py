@@ -20,8 +20,6 @@ from src import settings
 from src.generated import fresh
 from src.series.generate import CLASSES, VERSION, Series, generate, write_csv, write_metadata
 
-__all__ = ["BLUE", "COUNTS", "draw", "write_dataset"]
-
 COUNTS = {"train": 140, "val": 20, "test": 40}  # series of a class
 BLUE = (31, 119, 180)  # #1f77b4
 DPI = 100

@@ -9,8 +9,6 @@ from src.images import DataError
 from src.series.raster import stroke
 from src.series.render import BLUE
 
-__all__ = ["WIDTH", "line_alone", "of_plot", "of_series"]
-
 WIDTH = 640  # columns; the line of a plot is about 654 pixels wide
 SPAN, RISE = 652, 476  # pixels between the first and last, lowest and highest sample of a plot
 # How far the edge of a pixel's ink lies from the second towards the outermost of its three slices: with 0.4, mean

@@ -1,9 +1,10 @@
 """Which of ten images is the odd one: frozen or trained features of each image, attention over the set of them.
 
 The doors, alike in every room: ``Config``, ``datasets(config)``, ``build_model(config)``, ``train(config)``,
-``evaluate(config, model)``; for the command line also ``make_data``, ``load``, ``predict`` and ``draw``.
+``evaluate(config, model)``; for the command line also ``make_data``, ``load``, ``measure``, ``predict`` and ``draw``.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -32,7 +33,7 @@ class Config(training.FitConfig):
     exclude: tuple[str, ...] = ()  # classes left out, named likewise
     unseen: int = 0  # classes kept from training, for the split "unseen"
     per_class: tuple[float, ...] = (450, 50)  # train and val images of each class, or fractions of them
-    train_sets: int = 10_000  # an epoch
+    train_sets: int = 10_000  # an epoch, where frozen; end to end an epoch is one pass over the images
     val_sets: int = 2_000  # by which the epoch is chosen
     test_sets: int = 10_000  # of an evaluation
     set_size: int = data.SIZE
@@ -124,8 +125,8 @@ def make_data(config: Config, root: Path | None = None) -> None:
 def datasets(config: Config, root: Path | None = None) -> dict[str, data.Images]:
     """split -> Images: train and val are carved from the part ``train``; test is a part of its own, if it is there.
 
-    With ``per_class`` of three numbers, test too is carved from ``train``. With ``unseen``, those classes are in no
-    other split than ``unseen``, which holds all their images.
+    A val/ on disk is not used. With ``per_class`` of three numbers, test too is carved from ``train``. With ``unseen``,
+    those classes are in no other split than ``unseen``, which holds all their images.
     """
     root = root or default_root(config.dataset)
     whole = training_part(config, root)
@@ -250,7 +251,7 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
     found = frozen_features(model, whole, chosen, config) if config.frozen else {}
     sets = data.fixed_sets(parts["val"], config.val_sets, config.seed, config.set_size)
     features_of = (partial(found.get, "val") if config.frozen else
-                   partial(evaluation.autocast_features, model.encoder, parts["val"], config))  # fmt: skip
+                   partial(features.extract_mixed, model.encoder, parts["val"], config, batch_size=512))  # fmt: skip
     history = training.fit(
         model.head if config.frozen else model,
         SetBatches(config, parts["train"], found.get("train")),
@@ -268,8 +269,7 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
 
 def frozen_features(model: SetModel, whole: data.Images, chosen: dict, config: Config) -> dict[str, torch.Tensor]:
     """split -> features (N,F): computed of all images at once, so that every choice of classes shares one cache."""
-    with training.autocast(config):
-        found = features.extract(model.encoder, whole, settings.DATA_DIR / "features")
+    found = features.extract_mixed(model.encoder, whole, config, cache=settings.DATA_DIR / "features")
     return {split: found[rows].to(settings.DEVICE) for split, rows in chosen.items()}
 
 
@@ -296,15 +296,9 @@ def start(model: SetModel, config: Config, classes: Sequence[str], weights: Path
         mine.load_state_dict(theirs.state_dict())
 
 
-def load_or_train(
-    config: Config, root: Path | None = None, *, weights: Path | None = None, run_training: bool = settings.RUN_TRAINING
-) -> Trained:
+def load_or_train(config: Config, root: Path | None = None, *, run_training: bool = settings.RUN_TRAINING) -> Trained:
     """The trained model of a config: loaded, or trained if it is missing and ``run_training`` is on."""
-    path = weights_path(config)
-    profile = "mini" if config.dataset == "mini" else "full" if config == Config.full() else "real"
-    learn = partial(train, config, root, weights=weights)
-    checkpoints.load_or_train_room("sets", profile, path, config, learn, run_training)
-    return load(path, config)
+    return checkpoints.load_or_train(sys.modules[__name__], config, root, run_training)
 
 
 def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> Trained:
@@ -312,29 +306,33 @@ def load(path: Path | str, fallback: Config, overrides: Sequence[str] = ()) -> T
 
     But ``classes`` may name some of those trained on, for an evaluation on sets of these alone.
     """
-    content = checkpoints.load(path)
+    content = checkpoints.load_finished(path)
     config = Config.from_plain(content["config"])
-    if "extras" not in content:
-        raise checkpoints.CheckpointError(f"{path} is of a run that has not ended: let it, and use what it writes")
-    asked = config.override(overrides)
-    comparable = replace(asked, classes=config.classes)
-    checkpoints.require_same_config(asdict(comparable), content, path, asdict(Config()))
+    asked = replace(config, classes=()).override(overrides)
+    checkpoints.require_same_config(replace(asked, classes=config.classes), content, path)
     model = build_model(config, len(content["extras"]["classes"]))
     checkpoints.load_weights(model, content["weights"], path)
     return Trained(config, model.eval(), content["extras"]["history"], Path(path), asked.classes)
 
 
 # -------------------------------------------------------------------------------------- evaluation
+def is_divided(config: Config, root: Path, dataset: str) -> bool:
+    """Whether a data set is the model's own, with a part ``train`` to carve splits from."""
+    return dataset == config.dataset and data.has_part(root, "train")
+
+
 def images_of(config: Config, root: Path | None, dataset: str | None, split: str) -> data.Images:
     """The images of a split of the model's own data set, or of any folder of class folders (``dataset``).
 
-    Where that folder holds class folders directly, every image belongs to the split named.
+    Where that folder holds class folders directly, every image belongs to the split named. The config's choice of
+    classes is of its own data set: of another, all count.
     """
     dataset = dataset or config.dataset
     root = root or default_root(dataset)
-    if dataset != config.dataset or not data.has_part(root, "train"):
+    if not is_divided(config, root, dataset):
         whole = data.read(root, split, config.image_size)
-        return whole.subset(whole.of(data.choose_classes(whole.classes, config.classes, config.exclude)))
+        chosen = (config.classes, config.exclude) if dataset == config.dataset else ((),)
+        return whole.subset(whole.of(data.choose_classes(whole.classes, *chosen)))
     parts = datasets(config, root)
     if split not in parts:
         raise settings.InputError(f"{root} has no split {split}: expected one of {', '.join(parts)}")
@@ -366,14 +364,9 @@ def measure(trained: Trained, root: Path | None, dataset: str | None, split: str
     name = dataset or trained.config.dataset
     metrics = evaluate(trained.config, trained.model, root, dataset=dataset, split=split, classes=trained.classes)
     root = root or default_root(name)
-    carved = name == trained.config.dataset and len(trained.config.per_class) > 2  # test, too, from train
-    part = split if data.has_part(root, split) and not carved else "train"
-    described = {
-        "dataset": name,
-        "split": split,
-        "classes": list(trained.classes),
-        **results.fingerprint(data.files(root, part), root),
-    }
+    carved = is_divided(trained.config, root, name) and (split != "test" or len(trained.config.per_class) > 2)
+    found = results.fingerprint(data.files(root, "train" if carved else split), root)
+    described = {"dataset": name, "split": split, "classes": list(trained.classes), **found}
     return metrics, described, evaluation.PROTOCOL
 
 

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
 from src import settings
-from src.images import SUFFIXES, DataError, read_image
+from src.images import DataError, class_files, read_image, split_files
 
 SIZE = 10  # images in a set
 OFFICIAL = "cifar-100-python"  # torchvision's own folder
@@ -51,34 +51,15 @@ class Images:
 
 
 # -------------------------------------------------------------------------------------- from the disk
-def class_folders(root: Path) -> list[Path]:
-    """The folders below ``root`` that hold images, sorted by name."""
-    return sorted(p for p in root.iterdir() if p.is_dir() and any(image_files(p))) if root.is_dir() else []
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The images directly in a folder, sorted by name."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-
-
 def files(root: Path, part: str) -> list[Path]:
-    """All image files of ``root/part/<class>``, or of ``root/<class>`` where it holds class folders directly.
-
-    For torchvision's CIFAR-100 the pickle of that part. DataError where there is neither.
-    """
+    """All image files of a part by ``images.split_files``; for torchvision's CIFAR-100 the pickle of that part."""
     official = root / OFFICIAL / part
-    if official.is_file():
-        return [official]
-    folders = class_folders(root / part) or class_folders(root)
-    if not folders:
-        raise DataError(f"{root} holds neither {part}/<class>/*.png nor <class>/*.png: name the folder with --root DIR "
-                        "(or fetch CIFAR-100: ./download.sh cifar100)")  # fmt: skip
-    return [file for folder in folders for file in image_files(folder)]
+    return [official] if official.is_file() else [file for own in split_files(root, part).values() for file in own]
 
 
 def has_part(root: Path, part: str) -> bool:
     """Whether a data set brings this part (train, test) as one of its own."""
-    return (root / OFFICIAL / part).is_file() or bool(class_folders(root / part))
+    return (root / OFFICIAL / part).is_file() or bool(class_files(root / part))
 
 
 def read(root: Path, part: str, image_size: int) -> Images:

@@ -2,14 +2,12 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 
-from src import settings, training
-from src.intervals import bootstrap
+from src import intervals, settings
 from src.sets.data import SIZE, Images, Sets, check, fixed_sets
 from src.sets.model import distance_to_mean, leave_one_out_cosine
 
@@ -44,12 +42,6 @@ def accuracy(scores: torch.Tensor, position: torch.Tensor) -> dict[str, float]:
     return {f"top{k}": float((rank < k).float().mean()) for k in (1, 2, 5)}
 
 
-def interval(correct: torch.Tensor) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of a bool (B,)."""
-    pairs = np.stack([correct.numpy(), np.ones(len(correct))], 1)
-    return bootstrap(pairs, lambda total: total[0] / total[1])
-
-
 def measure(head: nn.Module, features: torch.Tensor, images: Images, count: int, seed: int, size: int = SIZE) -> dict:
     """Everything a record holds of a head on one split, given its images' features (N,F)."""
     sets = fixed_sets(images, count, seed, size)
@@ -59,8 +51,8 @@ def measure(head: nn.Module, features: torch.Tensor, images: Images, count: int,
     rules = {"distance_to_mean": distance_to_mean, "leave_one_out_cosine": leave_one_out_cosine, "random": _random}
     return {
         **accuracy(scores, sets.position),
-        "top1_interval": interval(rank < 1),
-        "top5_interval": interval(rank < 5),
+        "top1_interval": intervals.of_mean(rank < 1),
+        "top5_interval": intervals.of_mean(rank < 5),
         "chance": 1 / size,
         "composition": composition,
         "classes": len(images.labels.unique()),
@@ -79,9 +71,9 @@ def _random(features: torch.Tensor) -> torch.Tensor:
 
 
 def pairs_of(sets: Sets, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
-    """(class of the nine, class of the odd one) of each set, int64 (B,) each."""
+    """(class of the nine, class of the odd one) of each set, int64 (B,) each; without an odd one twice the same."""
     members = images.labels[sets.indices]
-    odd = members.gather(1, sets.position[:, None])[:, 0]
+    odd = members.gather(1, sets.position.clamp(min=0)[:, None])[:, 0]
     return members.mode(1).values, odd
 
 
@@ -142,10 +134,3 @@ def feature_spread(features: torch.Tensor, labels: torch.Tensor) -> dict[str, fl
     means = torch.stack([features[labels == label].mean(0) for label in labels.unique()])
     within = torch.stack([features[labels == label].var(0, correction=0) for label in labels.unique()])
     return {"within": float(within.mean().sqrt()), "between": float(means.var(0, correction=0).mean().sqrt())}
-
-
-def autocast_features(encoder: nn.Module, images: Images, config, batch: int = 512) -> torch.Tensor:
-    """Features (N,F) of images in mixed precision, for validation while the encoder still learns."""
-    with torch.inference_mode(), training.autocast(config):
-        parts = [encoder(training.to_device(part)) for part in images.pixels.split(batch)]
-    return torch.cat(parts)

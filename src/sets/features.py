@@ -51,10 +51,17 @@ def extract(encoder: nn.Module, images: Images, cache: Path | None = None, batch
     return result
 
 
+def extract_mixed(encoder: nn.Module, images: Images, config: training.FitConfig, **options) -> torch.Tensor:
+    """``extract``, with its options, in the precision of the config's training."""
+    with training.autocast(config):
+        return extract(encoder, images, **options)
+
+
 def cache_key(encoder: nn.Module, pixels: torch.Tensor) -> str:
     """32 hex digits for what features depend on: pixels, weights, layers (their ``repr``), ``image_size``, precision.
 
-    Device and code are no part of it: delete the cache after changing how an encoder computes.
+    Code is no part of it: delete the cache after changing how an encoder computes. Nor is the device, but for the
+    depthwise layers that an encoder has on a CPU.
     """
     mixed = torch.is_autocast_enabled(settings.DEVICE.type)
     digest = hashlib.sha256(f"{encoder!r}\0{encoder.image_size}\0{mixed}".encode())
@@ -117,5 +124,5 @@ def _usable(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch.save hides some OSErrors behind a RuntimeError
-        reason = error.__context__ if isinstance(error, RuntimeError) else error
+        reason = (isinstance(error, RuntimeError) and error.__context__) or error
         raise settings.InputError(f"cannot use the feature cache {folder} ({reason}): free or name another") from error

@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from src import plots
 from src.sets import features
 from src.sets.data import Images, Sets, fixed_sets
-from src.sets.evaluate import by_size, hardest_pairs, ranks, scores_of
+from src.sets.evaluate import by_size, hardest_pairs, pairs_of, ranks, scores_of
 
 TRUE, CHOSEN, BOTH = plots.COLORS[1], plots.COLORS[0], plots.COLORS[2]
 SHOWN = 14  # classes of the feature map
@@ -65,10 +65,8 @@ def classes_grid(images: Images, each: int = 2, columns: int = 16) -> Figure:
 
 def names_of(images: Images, sets: Sets) -> list[str]:
     """``class of the nine / class of the odd one`` for each set."""
-    members = images.labels[sets.indices]
-    odd = members.gather(1, sets.position.clamp(min=0)[:, None])[:, 0]
     classes = [name.replace("_", " ") for name in images.classes]
-    return [f"{classes[a]}\n{classes[b]}" for a, b in zip(members.mode(1).values.tolist(), odd.tolist(), strict=True)]
+    return [f"{classes[a]}\n{classes[b]}" for a, b in zip(*pairs_of(sets, images), strict=True)]
 
 
 def rows_of(sets: Sets, chosen: torch.Tensor) -> Sets:
@@ -87,8 +85,7 @@ def failures(images: Images, sets: Sets, scores: torch.Tensor, count: int = 5) -
 def pair_examples(images: Images, sets: Sets, scores: torch.Tensor, count: int = 4) -> Figure:
     """One missed set of each of the hardest pairs of classes."""
     rank = ranks(scores, sets.position)
-    members = images.labels[sets.indices]
-    odd, anchor = members.gather(1, sets.position[:, None])[:, 0], members.mode(1).values
+    anchor, odd = pairs_of(sets, images)
     chosen = []
     for pair in hardest_pairs(rank, sets, images)[:count]:
         a, b = (images.classes.index(name) for name in pair["classes"])
@@ -98,7 +95,7 @@ def pair_examples(images: Images, sets: Sets, scores: torch.Tensor, count: int =
     return sets_grid(images, picked, scores[chosen], names_of(images, picked))
 
 
-def attention(head, found: torch.Tensor, images: Images, sets: Sets) -> Figure:
+def attention(head, found: torch.Tensor, sets: Sets) -> Figure:
     """Who looks at whom in one set: a matrix for each layer, the odd image's row and column marked."""
     with torch.inference_mode():
         maps = head.attention_maps(found[sets.indices].to(next(head.parameters()).device))[:, 0].cpu()
@@ -132,7 +129,7 @@ def feature_map(found: torch.Tensor, images: Images, sets: Sets) -> Figure:
     right.scatter(*members[~odd].T, s=40, color=CHOSEN, label="nine of one class")
     right.scatter(*members[odd].T, s=90, color=TRUE, marker="*", label="the odd one")
     right.legend(fontsize=8)
-    left.set(title="validation images by class", xlabel="first component", ylabel="second component")
+    left.set(title="images by class", xlabel="first component", ylabel="second component")
     right.set(title="one set among all images", xlabel="first component")
     return figure
 
@@ -187,5 +184,5 @@ def draw_all(trained, name: str, images: Images) -> list[Path]:
     if (ranks(scores, sets.position) > 0).any():
         drawn |= {"failures": failures(images, sets, scores), "pairs": pair_examples(images, sets, scores)}
     if hasattr(head, "attention_maps"):
-        drawn["attention"] = attention(head, found, images, rows_of(sets, torch.arange(1)))
+        drawn["attention"] = attention(head, found, rows_of(sets, torch.arange(1)))
     return [plots.save(figure, f"sets/{name}_{kind}") for kind, figure in drawn.items()]

@@ -15,8 +15,6 @@ from tqdm import tqdm
 from src import settings
 from src.generated import fresh
 
-__all__ = ["CLASSES", "COUNTS", "VERSION", "render", "write_dataset"]
-
 VERSION = 1  # raise it whenever a pixel changes, so that old data sets are recognised
 SPLITS = ("train", "test")
 COUNTS = {"train": 100, "test": 25}  # images of a class
@@ -133,17 +131,17 @@ def render(name: str, number: int, split: str) -> np.ndarray:
     return _photograph(rng, _cluttered(rng, picture, rng.integers(0, 4), 8))
 
 
-def write_dataset(root: Path, counts=COUNTS, progress: bool = True) -> None:
+def write_dataset(root: Path, counts=COUNTS) -> None:
     """Write root/{train,test}/<class>/NNN.png, counts[split] images of every class.
 
-    progress shows a bar on a terminal. All is written to <root>.partial, which takes root's place at the end; a data
-    set of this version and counts is kept. Raises InputError if root holds anything but a data set written here.
+    All is written to <root>.partial, which takes root's place at the end; a data set of this version and counts is
+    kept. Raises InputError if root holds anything but a data set written here.
     """
     with fresh(root, "glyphs", VERSION, counts=dict(counts)) as unfinished:
         if unfinished is None:
             return
         folders = list(product(SPLITS, CLASSES))
-        for split, name in tqdm(folders, "glyphs", disable=None if progress else True):
+        for split, name in tqdm(folders, "glyphs", disable=None):
             (unfinished / split / name).mkdir(parents=True)
             for number in range(counts[split]):
                 image = Image.fromarray(render(name, number, split))

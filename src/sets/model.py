@@ -1,7 +1,8 @@
 """Encoders that see images one by one, heads that see the features of a set at once, and rules that learn nothing.
 
-Every head maps features (B,N,F) of N images to logits (B,N), higher = more likely the odd one; none knows the
-order of a set: permuting the images permutes the logits (Zaheer et al., arXiv:1703.06114), but for ``FlatMLP``.
+Every head maps features (B,N,F) of N images to logits (B,N), higher = more likely the odd one. But for ``FlatMLP``, and
+``SetTransformer`` with ``positions``, none knows the order of a set: permuting the images permutes the logits (Zaheer
+et al., arXiv:1703.06114).
 """
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from src import checkpoints, settings
 from src.images import MEAN, STD
 
-# Backbone -> what holds its convolutions, and the channels that they end with
+# Backbone -> channels of its features
 BACKBONES = {
     "resnet18": 512,
     "resnet34": 512,
@@ -132,7 +133,7 @@ def _expect(features: torch.Tensor, width: int, head: str) -> None:
 class SetAttention(nn.Module):
     """One block of multi-head attention over the set, and one MLP for every position."""
 
-    def __init__(self, features: int, width: int = 512, heads: int = 4, dropout: float = 0.1):
+    def __init__(self, features: int, width: int, heads: int = 4, dropout: float = 0.1):
         super().__init__()
         self.features = features
         self.project = nn.Identity() if features == width else nn.Linear(features, width)
@@ -263,7 +264,7 @@ class ClassPosterior(nn.Module):
 class FlatMLP(nn.Module):
     """The baseline that must learn every order: all features of a set side by side, one set size alone."""
 
-    def __init__(self, features: int, size: int, width: int = 512, dropout: float = 0.1):
+    def __init__(self, features: int, size: int, width: int, dropout: float = 0.1):
         super().__init__()
         self.features, self.size = features, size
         self.layers = nn.Sequential(nn.Linear(size * features, width), nn.ReLU(), nn.Dropout(dropout),

@@ -1,6 +1,5 @@
-"""Five on-disk layouts read into one kind of sample, every error they can hold, and exact counts of the splits."""
+"""Four on-disk layouts read into one kind of sample, every error they can hold, and exact counts of the splits."""
 
-import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -451,14 +450,6 @@ def test_images_of_more_than_eight_bits_are_refused(tmp_path):
     Image.fromarray(np.full(SIZE, 40000, dtype=np.uint16)).save(tmp_path / "deep.png")
     item = data.Item(tmp_path / "deep.png")
     assert "deep.png holds more than 8 bits" in error_of(lambda: data.DefectDataset([item], tmp_path)[0])
-
-
-def test_exported_labels(mvtec_root, tmp_path):
-    items = data.read("mvtec", mvtec_root, "tile")["test"]
-    data.export_labels(items, mvtec_root / "tile", tmp_path / "out/labels.json")
-    labels = json.loads((tmp_path / "out/labels.json").read_text())
-    assert len(labels) == 9 and labels["test/good/000.png"] == {"type": "anomaly", "is_anomalous": False}
-    assert labels["test/hole/002.png"] == {"type": "anomaly", "is_anomalous": True}
 
 
 def test_paths_are_every_file_behind_a_data_set(mvtec_root):

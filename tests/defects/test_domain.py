@@ -339,7 +339,8 @@ def test_a_checkpoint_older_than_a_setting_has_its_default(folders, monkeypatch)
 
 
 def test_a_setting_that_is_no_more_is_still_refused(folders):
-    content = {"config": {**checkpoints.plain(asdict(ROOM)), "gone": 1}, "weights": {}, "format": checkpoints.FORMAT}
+    content = {"config": {**checkpoints.plain(asdict(ROOM)), "gone": 1}, "weights": {}, "extras": {},
+               "format": checkpoints.FORMAT}  # fmt: skip
     checkpoints.write(content, defects.weights_path(ROOM))
     with pytest.raises(checkpoints.CheckpointError, match=r"gone: 1 in the file, '\(absent\)' asked for"):
         defects.load_or_train(ROOM, run_training=False)

@@ -226,12 +226,26 @@ def test_weights_are_loaded_or_made_or_missed(house, monkeypatch):
     assert defects.load_or_train(TINY, run_training=True).thresholds == house[1].thresholds and not calls
     with pytest.raises(checkpoints.CheckpointError, match="another config"):
         defects.load_or_train(replace(TINY, epochs=9), run_training=True)
+    monkeypatch.setattr(settings, "DATA_DIR", house[0] / "nowhere")  # what is loaded needs no data
+    assert defects.load_or_train(TINY, run_training=False).config == TINY
     missing = replace(TINY, dataset="folder")
     with pytest.raises(checkpoints.CheckpointError, match="folder.pth(.|\n)*defects train --profile real"):
         defects.load_or_train(missing, run_training=False)
     with pytest.raises(checkpoints.CheckpointError, match="folder.pth"):
         defects.load_or_train(missing, run_training=True)  # training by name only leaves nothing to load
     assert calls == [(missing, None)]
+
+
+def test_categories_that_nobody_names_are_those_of_the_root(folders, textures_root):
+    config = replace(TINY, dataset="mvtec", categories=(), epochs=1)
+    trained = defects.load_or_train(config, textures_root, run_training=True)
+    loaded = defects.load_or_train(config, textures_root, run_training=False)
+    assert loaded.config.categories == tuple(sorted(textures.CATEGORIES))
+    assert all(map(torch.equal, tensors(loaded.model), tensors(trained.model)))
+    options = {"calibration": loaded.calibration, "thresholds": loaded.thresholds}
+    found = defects.evaluate(config, loaded.model, textures_root, **options)
+    assert json.dumps(found) == json.dumps(defects.evaluate(loaded.config, loaded.model, textures_root, **options))
+    assert set(found["categories"]) == set(textures.CATEGORIES)
 
 
 # ----------------------------------------------------------------------------------- other data to score
@@ -321,10 +335,13 @@ def test_settings_that_do_not_fit_the_images_are_refused(house, tmp_path, change
 
 
 @pytest.mark.parametrize("changes, named", [
-    ({"percent": (70, 0, 30)}, "val"), ({"crop_size": 16}, "crop_size"), ({"stride": 3}, "stride"),
-    ({"students": 0}, "students"), ({"patch_sizes": ()}, "patch_sizes"),
+    ({"percent": (70, 0, 30)}, "val holds no normal images for fabric"), ({"crop_size": 16}, "crop_size"),
+    ({"stride": 3}, "stride"), ({"students": 0}, "students"), ({"patch_sizes": ()}, "patch_sizes"),
+    ({"teacher_image_size": (64, 40)}, "teacher_image_size"), ({"teacher_image_size": (64,)}, "teacher_image_size"),
+    ({"patch_sizes": (33, 65)}, r"teacher_image_size=\(40, 64\).*65"), ({"categories": ("part.1",)}, "part.1.*rename"),
 ])  # fmt: skip
-def test_settings_that_cannot_work_are_refused_before_training(house, monkeypatch, tmp_path, changes, named):
+def test_settings_that_cannot_work_are_refused_before_training(folders, monkeypatch, tmp_path, changes, named):
+    """That of teachers too, which are yet to be made here."""
     monkeypatch.setattr(defects.students.training, "fit", lambda *arguments, **options: pytest.fail("training began"))
     with pytest.raises(settings.InputError, match=named):
         defects.train(replace(TINY, **changes), run_dir=tmp_path / "runs", out=tmp_path / "out.pth")
@@ -440,6 +457,8 @@ def test_missing_weights_name_the_command(folders, capsys):
 
 
 def test_weights_of_other_kinds_are_refused(house, tmp_path, capsys):
+    best = house[0] / "runs/defects/mini_fabric_33/best.pth"
+    assert "best.pth is of a run that has not ended" in failure(capsys, "evaluate", "--weights", best)
     teacher = house[0] / "weights/defects/teacher_mini_33.pth"
     assert "settings unknown to src.defects" in failure(capsys, "evaluate", "--weights", teacher)
     torch.save(models.PatchNet(17, 4, 4).state_dict(), tmp_path / "bare.pth")

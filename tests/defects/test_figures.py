@@ -32,7 +32,8 @@ def untrained(textures_root, tmp_path_factory) -> defects.Trained:
 
 @pytest.fixture(autouse=True)
 def closed():
-    """No figure is left open."""
+    """No figure is open before a test, or left open."""
+    plt.close("all")
     yield
     plt.close("all")
 
@@ -244,6 +245,16 @@ def test_samples_grid_shows_one_image_of_each_kind(textures_root):
     assert np.array_equal(images[0], np.array(Image.open(textures_root / "fabric/test/good/000.png")))
     outlined = [(image == OUTLINE).all(2).any() for image in images]
     assert outlined == [False, True, True] * 2
+
+
+def test_samples_grid_of_categories_whose_kinds_differ(stripes):
+    """And of a defect without mask."""
+    wood, wire = stripes(("good", "hole", "cut")), stripes(("good", "dent"), seed=1)
+    wire.items[1] = replace(wire.items[1], mask=None)
+    figure = figures.samples_grid({"wood": wood, "wire": wire}, ("good", "hole", "cut"))
+    assert [axis.get_title() for axis in figure.axes] == ["good", "hole", "cut", "", "dent", ""]
+    images = panels(figure)
+    assert np.array_equal(images[4], wire[1]["image"].permute(1, 2, 0)) and (images[5] == 255).all()
 
 
 def test_descriptors_as_colours(textures_root):

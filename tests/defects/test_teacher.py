@@ -106,6 +106,11 @@ def test_wrong_choices_are_named(setting, value):
         replace(TINY, **{setting: value})
 
 
+def test_weights_that_would_not_be_used_are_refused(tmp_path):
+    with pytest.raises(settings.InputError, match="given.pth would not be used: set pretrained=imagenet"):
+        teachers.distill(TINY, tmp_path, tmp_path / "given.pth")
+
+
 def test_too_few_images_are_refused(tmp_path):
     for number in range(19):
         (tmp_path / "below").mkdir(exist_ok=True)

@@ -125,6 +125,8 @@ def test_pretrained_none_and_unknown():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     models.load_pretrained(model, "mobilenet_v2", "none", None)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(settings.InputError, match="given.pth would not be used: set pretrained=imagenet or coco"):
+        models.load_pretrained(model, "mobilenet_v2", "none", "given.pth")
     with pytest.raises(settings.InputError, match="'ade20k'.*none, imagenet or coco"):
         models.load_pretrained(model, "mobilenet_v2", "ade20k", None)
 

@@ -122,7 +122,7 @@ def test_views_say_what_is_pasted_what_is_not_and_what_nobody_knows():
         view = augment(sample())
         image, where = outliers.paste(view["image"])
         torch.manual_seed(seed)
-        found = outliers.Pasted(augment)(sample())
+        found = outliers.Pasted(augment, 0.0)(sample())
         assert found.keys() == {"image", "mask"} and torch.equal(found["image"], image)
         assert found["image"].dtype == torch.float32 and found["mask"].dtype == torch.int64
         assert found["mask"].shape == (24, 40) and set(found["mask"].unique().tolist()) <= {0, 1, IGNORE}

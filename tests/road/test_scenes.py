@@ -1,18 +1,21 @@
 """The generator keeps StreetHazards' layout and labels, true perspective, determinism and all-or-nothing writing."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from src import settings
 from src.road import anomalies, scenes, street
 from src.road.canvas import Canvas, X, Z
 
 SIZE, COUNTS, SEED = (90, 160), {"train": 3, "val": 3, "test": 3}, 7
 TOWNS = {"train": {"t1", "t2", "t3"}, "val": {"t4"}, "test": {"t5", "t6"}}
 ODGT = {"train": "train/train.odgt", "val": "train/validation.odgt", "test": "test/test.odgt"}
-DEFAULTS = {"counts": COUNTS, "size": SIZE, "seed": SEED, "workers": 1, "progress": False}
+DEFAULTS = {"counts": COUNTS, "size": SIZE, "seed": SEED, "workers": 1}
 PLACE = {"train": "train/{}/training", "val": "train/{}/validation", "test": "test/{}/test"}
 
 
@@ -46,7 +49,7 @@ def test_layout_and_lists_are_the_official_ones(dataset, split):
         assert image.size == annotation.size == SIZE[::-1]
 
 
-def test_there_are_no_files_beyond_lists_images_and_manifest(dataset):
+def test_there_are_no_files_beyond_lists_images_and_marker(dataset):
     assert len(files_of(dataset)) == 2 * sum(COUNTS.values()) + len(ODGT) + 1
 
 
@@ -70,7 +73,7 @@ def test_boxes_of_anomalies_enclose_their_pixels():
         assert image.shape == (*SIZE, 3) and image.dtype == mask.dtype == np.uint8
         inside = np.zeros(SIZE, bool)
         for anomaly in info["anomalies"]:
-            assert anomaly["family"] in scenes.ANOMALY_FAMILIES
+            assert anomaly["family"] in anomalies.ANOMALY_FAMILIES
             x0, y0, x1, y1 = anomaly["box"]
             assert (mask[y0:y1, x0:x1] == 13).any()
             inside[y0:y1, x0:x1] = True
@@ -100,15 +103,36 @@ def test_objects_by_themselves():
 
 
 def test_there_are_many_families_and_all_can_be_drawn(monkeypatch):
-    assert len(scenes.ANOMALY_FAMILIES) >= 12
+    assert len(anomalies.ANOMALY_FAMILIES) >= 12
     canvas, plan, _ = empty_street()
     canvas.quad(-500 * X, X, Z, (1000, 600), plan.ground)
-    for name in scenes.ANOMALY_FAMILIES:
+    for name in anomalies.ANOMALY_FAMILIES:
         monkeypatch.setattr(anomalies, "ANOMALY_FAMILIES", (name,))
         canvas.label[canvas.label == anomalies.ANOMALY] = street.ROAD
         canvas.depth[:] = np.inf
         found = anomalies.add_anomalies(canvas, plan, np.random.default_rng(SEED))
         assert {anomaly["family"] for anomaly in found} == {name}
+
+
+@pytest.mark.parametrize("places", [2, 1, 0])
+def test_as_many_anomalies_as_find_a_place(monkeypatch, places):
+    """Two are wanted."""
+    canvas, plan, _ = empty_street()
+    tries, rng = [], SimpleNamespace(random=lambda: 0.0, choice=lambda names: names[0])
+
+    def paint(canvas, *others):
+        tries.append(1)
+        if len(tries) <= places:
+            canvas.label[100:180, 200 * len(tries) : 200 * len(tries) + 100] = anomalies.ANOMALY
+
+    monkeypatch.setattr(anomalies, "_paint_one", paint)
+    if places:
+        found = anomalies.add_anomalies(canvas, plan, rng)
+        assert [row["box"] for row in found] == [(100, 50, 150, 90), (200, 50, 250, 90)][:places]
+    else:
+        with pytest.raises(RuntimeError, match="no visible place for an anomaly in 60 tries"):
+            anomalies.add_anomalies(canvas, plan, rng)
+    assert len(tries) == (2 if places == 2 else anomalies.TRIES)
 
 
 def test_bytes_do_not_depend_on_the_number_of_workers(dataset, tmp_path):
@@ -155,22 +179,26 @@ def test_the_road_narrows_linearly_towards_the_horizon():
 def test_a_whole_equal_data_set_is_left_alone(dataset, monkeypatch):
     monkeypatch.setattr(scenes, "render_scene", None)  # drawing anything would raise
     write(dataset)
-    manifest = json.loads((dataset / "scenes.json").read_text())
-    assert manifest["seed"] == SEED and manifest["counts"] == COUNTS and manifest["size"] == list(SIZE)
 
 
 @pytest.mark.parametrize("change", [{"seed": 8}, {"counts": {"train": 1}}, {"size": (45, 80)}])
-def test_another_data_set_is_refused_with_its_name_and_the_remedy(dataset, change):
-    with pytest.raises(FileExistsError, match=f"{dataset}.*delete it"):
-        write(dataset, **change)
+def test_another_data_set_is_drawn_anew(dataset, tmp_path, monkeypatch, change):
+    root = tmp_path / "mini"
+    shutil.copytree(dataset, root)
+    monkeypatch.setattr(scenes, "render_scene", None)
+    with pytest.raises(TypeError):
+        write(root, **change)
+    assert files_of(root) == files_of(dataset)  # until the new one is whole
 
 
-def test_a_damaged_data_set_is_refused(tmp_path):
-    root, counts = tmp_path / "mini", {"train": 1}
-    write(root, counts=counts)
-    (root / "train/images/training/t1/0.png").write_bytes(b"")
-    with pytest.raises(FileExistsError, match="damaged"):
-        write(root, counts=counts)
+def test_a_folder_without_the_marker_is_left_alone_and_refused(dataset, tmp_path):
+    """As data sets of earlier versions are."""
+    root = tmp_path / "mini"
+    shutil.copytree(dataset, root, ignore=shutil.ignore_patterns(".version"))
+    before = files_of(root)
+    with pytest.raises(settings.InputError, match=f"{root} holds other files.*remove them"):
+        write(root)
+    assert files_of(root) == before
 
 
 def test_a_killed_run_leaves_no_data_set_and_the_next_one_starts_clean(tmp_path, monkeypatch):

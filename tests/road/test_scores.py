@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from scipy import ndimage
 
 from src.road import scores
@@ -122,47 +121,6 @@ def accumulate(*batches: torch.Tensor) -> scores.ClassStatistics:
 def test_streamed_statistics_equal_numpy_in_one_shot():
     logits = random_logits(6, 4, 20, 30) + 1000  # the offset defeats a naive sum of squares in float32
     check_statistics(accumulate(*logits.split((1, 3, 2))).compute(), logits)
-
-
-def test_merged_statistics_equal_one_accumulator():
-    logits = random_logits(5, 4, 20, 30)
-    parts = accumulate(logits[:2])
-    parts.merge(accumulate(logits[2:]))
-    parts.merge(scores.ClassStatistics(4))
-    check_statistics(parts.compute(), logits)
-
-
-def test_all_reduce_without_other_processes_changes_nothing(tmp_path):
-    logits = random_logits(2, 4, 20, 30)
-    accumulator = accumulate(logits)
-    accumulator.all_reduce()
-    check_statistics(accumulator.compute(), logits)
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        accumulator.all_reduce()
-    finally:
-        dist.destroy_process_group()
-    check_statistics(accumulator.compute(), logits)
-
-
-def test_all_reduce_gives_every_process_the_total(monkeypatch):
-    logits = random_logits(4, 4, 20, 30)
-    ranks = [accumulate(logits[:1]), accumulate(logits[1:])]
-    sent = [rank._moments.clone() for rank in ranks]
-
-    def all_gather(parts, mine):
-        assert any(torch.equal(mine, moments) for moments in sent)
-        for part, moments in zip(parts, sent, strict=True):
-            part.copy_(moments)
-
-    fakes = {"is_initialized": True, "get_backend": "gloo", "get_world_size": 2}
-    for name, value in fakes.items():
-        monkeypatch.setattr(dist, name, lambda value=value: value)
-    monkeypatch.setattr(dist, "all_gather", all_gather)
-    for rank in ranks:
-        rank.all_reduce()
-        check_statistics(rank.compute(), logits)
-    assert torch.equal(ranks[0]._moments, ranks[1]._moments)
 
 
 def class_logits(*values_per_class: list[float] | torch.Tensor) -> torch.Tensor:
@@ -395,23 +353,21 @@ def test_radii_and_dilation_scale_with_the_image_height():
     assert [scores.scaled_radii(h)[0] for h in heights] == [3, 3, 2, 1, 0, 0]
     assert [scores.scaled_dilation(h) for h in heights] == [6, 5, 4, 2, 1, 1]
     assert scores.scaled_radii(2048) == (6, 5, 4, 3, 2, 1, 0)
-    assert scores.scaled_radii(720, reference_height=720) == (3, 2, 1, 0)
-    assert scores.scaled_dilation(360, reference_height=720) == 3
 
 
-@pytest.mark.parametrize("reference", [None, 64, 1024])
-def test_sml_is_its_three_stages_in_order(reference):
-    logits, given = random_logits(2, 4, 24, 20), statistics([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 0.5, 3.0])
-    radii, dilation = {None: ((3, 2, 1, 0), 6), 64: ((1, 0), 2), 1024: ((0,), 1)}[reference]
+@pytest.mark.parametrize("height, scale, radii, dilation", [
+    (24, False, (3, 2, 1, 0), 6), (384, True, (1, 0), 2), (24, True, (0,), 1),
+])  # fmt: skip
+def test_sml_is_its_three_stages_in_order(height, scale, radii, dilation):
+    logits, given = random_logits(2, 4, height, 20), statistics([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 0.5, 3.0])
     raw = scores.standardized_max_logits(logits, given)
     suppressed = scores.suppress_boundaries(raw, logits.argmax(1), radii)
-    options = {"reference_height": reference}
-    assert torch.equal(scores.sml(logits, given, suppress=False, smooth=False, **options), raw)
-    assert torch.equal(scores.sml(logits, given, smooth=False, **options), suppressed)
+    assert torch.equal(scores.sml(logits, given, suppress=False, smooth=False, scale=scale), raw)
+    assert torch.equal(scores.sml(logits, given, smooth=False, scale=scale), suppressed)
     smoothed = scores.dilated_smoothing(suppressed, dilation=dilation)
-    assert torch.equal(scores.sml(logits, given, **options), smoothed)
+    assert torch.equal(scores.sml(logits, given, scale=scale), smoothed)
     only_smoothed = scores.dilated_smoothing(raw, dilation=dilation)
-    assert torch.equal(scores.sml(logits, given, suppress=False, **options), only_smoothed)
+    assert torch.equal(scores.sml(logits, given, suppress=False, scale=scale), only_smoothed)
 
 
 def test_score_maps_names_its_maps_and_its_errors():

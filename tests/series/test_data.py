@@ -42,7 +42,7 @@ def test_plots_are_read_at_one_size(root):
     assert plots.labels.tolist() == [0, 0, 1, 1, 2, 2] and plots.classes == CLASSES
     assert plots.names[3] == "point_anomaly/001.png"
     series = generate.generate("point_anomaly", 1, seed=5)
-    drawn = raster.rasterize([series.values], (60, 80))[0]
+    drawn = raster.picture(series.values, (60, 80))
     likeness = [np.corrcoef(plot.ravel(), drawn.ravel())[0, 1] for plot in plots.items]
     assert int(np.argmax(likeness)) == 3 and likeness[3] > 0.95
 
@@ -61,10 +61,10 @@ def test_any_classes_in_any_order(root):
 
 
 def test_a_subset_keeps_its_labels_and_names(root):
-    for read in (data.read_plots(root, "train", SMALL), data.read_series(root, "train")):
-        part = read.subset(torch.tensor([5, 0]))
-        assert part.labels.tolist() == [2, 0] and part.names == (read.names[5], read.names[0])
-        assert np.array_equal(part.items[0], read.items[5]) and part.classes == CLASSES
+    plots = data.read_plots(root, "train", SMALL)
+    part = plots.subset(torch.tensor([5, 0]))
+    assert part.labels.tolist() == [2, 0] and part.names == (plots.names[5], plots.names[0])
+    assert torch.equal(part.items[0], plots.items[5]) and part.classes == CLASSES
 
 
 def test_without_axes_the_line_is_left(root):
@@ -112,9 +112,16 @@ def test_metadata_is_found_by_name(tmp_path):
         data.metadata(tmp_path, ["volatility/001.png"], "val")
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"rows": {}}'])
+def test_metadata_of_others_are_named(tmp_path, content):
+    write(tmp_path / "metadata.json", content)
+    with pytest.raises(DataError, match="metadata.json is not what is written beside generated plots: move it"):
+        data.metadata(tmp_path, ["volatility/000.png"], "val")
+
+
 def test_a_wrong_root_says_what_it_must_hold(tmp_path):
     for root in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(DataError, match=f"{root.name} holds neither train/<class> nor <class>"):
+        with pytest.raises(DataError, match=f"{root.name} holds neither train/<class>.* nor <class>.*--root DIR"):
             data.read_plots(root, "train", SMALL)
 
 
@@ -130,11 +137,9 @@ def test_unreadable_images_are_named(tmp_path, root, content):
 
 # --------------------------------------------------------------------------------------------- numbers
 def test_series_are_read_as_they_were_written(root):
-    found = data.read_series(root, "train")
-    assert found.labels.tolist() == [0, 0, 1, 1, 2, 2] and found.names[0] == "mean_shift/000.csv"
-    for values, label, name in zip(found.items, found.labels, found.names, strict=True):
-        written = generate.generate(CLASSES[label], int(name[-7:-4]), seed=5).values
-        np.testing.assert_allclose(values, written, rtol=1e-5)
+    for label in CLASSES:
+        written = generate.generate(label, 1, seed=5).values
+        np.testing.assert_allclose(data.read_csv(root / "train" / label / "001.csv"), written, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

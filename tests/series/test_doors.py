@@ -93,6 +93,12 @@ def test_a_validation_split_on_disk_is_taken(root, tmp_path):
     shutil.move(tmp_path / "copy/test", tmp_path / "copy/val")
     parts = series.datasets(TINY, tmp_path / "copy")
     assert {split: len(part) for split, part in parts.items()} == {"train": 45, "val": 18}
+    assert {split: len(part) for split, part in series.datasets(TINY, tmp_path / "copy", ("train",)).items()} == {
+        "train": 45}  # fmt: skip
+
+
+def test_test_alone_needs_no_train(root):
+    assert list(series.datasets(TINY, root, ("test",))) == ["test"]
 
 
 def test_folds_follow_the_seed(root):
@@ -210,7 +216,7 @@ def test_processes_share_a_batch(monkeypatch):
 
 
 def test_a_batch_must_fit_the_plots():
-    with pytest.raises(settings.InputError, match="batch_size=51.*exceeds the 50 plots"):
+    with pytest.raises(settings.InputError, match="50 training samples do not fill one batch of 51"):
         batches_of(batch_size=51)
 
 
@@ -398,6 +404,15 @@ def test_the_network_of_all_plots_has_no_validation_plots(root, crossed):
     assert series.measure(crossed[0], root, None, "test")[0]["plots"] == 18
 
 
+def test_plots_of_another_folder_are_new_to_all(root, crossed, tmp_path):
+    """Of the model's own data set alone did folds leave plots out."""
+    shutil.copytree(root / "test", tmp_path / "other")
+    for trained in crossed:
+        found, described, _ = series.measure(trained, tmp_path / "other", "folder", "val")
+        expected = series.measure(trained, root, None, "test")[0]
+        assert described["files"] == 18 and found == {key: expected[key] for key in found}
+
+
 def test_plots_of_a_validation_split_of_their_own_are_new_to_all(root, crossed, tmp_path):
     shutil.copytree(root, tmp_path / "copy")
     shutil.copytree(root / "test", tmp_path / "copy/val")
@@ -459,6 +474,19 @@ def test_missing_weights_are_trained_only_if_asked_for(root, house):
     first = series.load_or_train(config, root, run_training=True)
     assert first.source == house / "weights/series/plots_mean_shift_point_anomaly_volatility.pth"
     assert same(state(series.load_or_train(config, root, run_training=False).model), state(first.model))
+
+
+def test_the_real_profile_starts_from_generated_series(house, monkeypatch):
+    config, given = series.Config.real(), []
+    command = "series train --profile real --dataset plots --weights assets/weights/series/generated.pth"
+    with pytest.raises(checkpoints.CheckpointError, match=command):
+        series.load_or_train(config, run_training=False)
+    assert series.load(series.PRETRAINED, config).classes == CLASSES
+    monkeypatch.setattr(series, "train", lambda *_, weights: given.append(weights))
+    for asked in (config, replace(config, cross_validate=False)):
+        with pytest.raises(checkpoints.CheckpointError, match="plots.pth is not a file"):
+            series.load_or_train(asked, run_training=True)
+    assert given == [series.PRETRAINED, None]
 
 
 def test_weights_have_names_of_their_own(house):

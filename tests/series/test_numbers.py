@@ -1,14 +1,12 @@
-"""Series from their numbers: what the features measure, what the classifiers learn, and how the ceiling is told."""
-
-import json
+"""Series from their numbers: what the features measure, what the classifiers learn, and which series are drawn."""
 
 import numpy as np
 import pytest
 
 from src import settings
 from src.series import numbers
-from src.series.generate import CLASSES
-from src.series.numbers import FromNumbers, ceiling, random_kernels, summary_features
+from src.series.generate import CLASSES, generate
+from src.series.numbers import FromNumbers, random_kernels, summary_features
 
 EASY = ("deterministic_trend", "stochastic_trend", "volatility")  # told apart by forty examples each
 
@@ -96,12 +94,9 @@ def test_two_processes_keep_the_order(monkeypatch):
     assert numbers._each(abs, range(-100, 0), "magnitudes") == list(range(100, 0, -1))
 
 
-def test_the_ceiling_is_a_repeatable_record_of_unseen_series():
-    first, second = ceiling(10, 10, seed=5), ceiling(10, 10, seed=5)
-    assert (first["train"], first["test"]) == (90, 90)
-    for kind in numbers.KINDS:
-        found, again = ({k: v for k, v in r[kind].items() if k != "seconds"} for r in (first, second))
-        assert json.loads(json.dumps(found)) == json.loads(json.dumps(again))
-        assert np.sum(found["confusion"], 1).tolist() == [10] * 9
-        assert 0.25 < found["accuracy"] < 0.95 and {"50-99", "300-499", "1000-2000"} <= set(found["lengths"])
-    assert min(first["kernels"]["seconds"].values()) > 0
+def test_series_are_drawn_by_number_with_their_labels():
+    series, labels = numbers.drawn("test", range(3, 5), seed=5)
+    assert labels.dtype == np.int64 and labels.tolist() == [k for k in range(9) for _ in range(2)]
+    for one, label, number in zip(series, labels, [3, 4] * 9, strict=True):
+        assert one.dtype == np.float32
+        assert np.array_equal(one, np.float32(generate(CLASSES[label], number, "test", 5).values))

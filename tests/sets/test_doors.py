@@ -476,7 +476,7 @@ def test_settings_that_contradict_the_file_are_refused(trained, pair, named):
 def test_files_of_other_kinds_are_refused(bare, tmp_path):
     with pytest.raises(checkpoints.CheckpointError, match="squeezenet.pth was not written by this project"):
         sets.load(bare[0], TINY)
-    checkpoints.save(tmp_path / "road.pth", {}, config={"dataset": "camvid", "decoder": "deeplab"})
+    checkpoints.save(tmp_path / "road.pth", {}, config={"dataset": "camvid", "decoder": "deeplab"}, extras={})
     with pytest.raises(settings.InputError, match="settings unknown to src.sets: decoder"):
         sets.load(tmp_path / "road.pth", TINY)
 
@@ -533,6 +533,16 @@ def test_the_fingerprint_of_a_test_split_carved_from_train_is_that_of_train(trai
     assert sets.measure(carved, root, "folder", "test")[1]["files"] == 6 * COUNTS["train"]
 
 
+def test_the_fingerprint_of_carved_splits_is_that_of_train(trained, root, tmp_path):
+    """A val/ on disk is not what val is carved from; of another data set it is what is measured."""
+    shutil.copytree(root, tmp_path / "copy")
+    shutil.copytree(root / "test", tmp_path / "copy/val")
+    own = sets.measure(trained, root, None, "val")
+    found, described, _ = sets.measure(trained, tmp_path / "copy", None, "val")
+    assert (found, described["sha256"]) == (own[0], own[1]["sha256"])
+    assert sets.measure(trained, tmp_path / "copy", "cifar100", "val")[1]["files"] == 6 * COUNTS["test"]
+
+
 def test_an_evaluation_is_of_the_right_images(trained, root, monkeypatch):
     seen = {}
     extract = features.extract
@@ -565,6 +575,25 @@ def test_a_foreign_folder_may_have_other_classes_sizes_and_parts(trained, tmp_pa
             write_image(picture(rng, number, (20, 24 + i)), tmp_path / "test" / name / f"{i}.jpg")
     found, described, _ = sets.measure(trained, tmp_path, "cifar100", "test")
     assert found["classes"] == 2 and set(found["per_class"]) == {"gnu", "hen"} and described["files"] == 24
+
+
+@pytest.mark.parametrize("changes", [{"classes": ("ant", "fox", "dog")}, {"exclude": ("first2",)}])
+def test_a_choice_of_classes_is_of_the_models_own_data_set(trained, root, tmp_path, changes):
+    """Another one may have none of them."""
+    config = replace(TINY, **changes)
+    content = checkpoints.load(trained.source)
+    path = checkpoints.save(tmp_path / "some.pth", content["weights"], config=checkpoints.plain(asdict(config)),
+                            extras=content["extras"])  # fmt: skip
+    some = sets.load(path, config)
+    for number, name in enumerate(("gnu", "hen", "ibis")):
+        for i in range(12):
+            write_image(picture(np.random.default_rng(i), number), tmp_path / "data" / name / f"{i}.png")
+    found, described, _ = sets.measure(some, tmp_path / "data", "cifar100", "test")
+    assert set(found["per_class"]) == {"gnu", "hen", "ibis"} and described["classes"] == []
+    for folder in (root, root / "test"):
+        assert sets.measure(some, folder, None, "test")[0]["classes"] == (3 if config.classes else 4)
+    with pytest.raises(settings.InputError, match="no class ant, fox here"):
+        sets.measure(sets.load(path, config, ["classes=ant,fox"]), tmp_path / "data", "cifar100", "test")
 
 
 def test_classes_too_small_for_a_set_are_named(trained, tmp_path):

@@ -3,7 +3,6 @@
 import inspect
 import json
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from src import intervals, results
 from src.sets import evaluation
 from src.sets.data import Images, Sets, fixed_sets
 from src.sets.model import Encoder, FlatMLP, SetAttention, SetModel, distance_to_mean
-from tests.sets.conftest import CLASSES, TINY
+from tests.sets.conftest import CLASSES
 
 HEADLINE = ("top1", "top2", "top5")
 
@@ -72,15 +71,6 @@ def test_accuracy_counts_the_highest_scores():
     scores = torch.arange(10.0).expand(10, 10)  # the last position has the highest
     found = evaluation.accuracy(scores, torch.arange(10))
     assert found == {"top1": pytest.approx(0.1), "top2": pytest.approx(0.2), "top5": pytest.approx(0.5)}
-
-
-def test_intervals_hold_the_mean_and_narrow_with_the_number_of_sets():
-    for count in (200, 2000):
-        correct = torch.arange(count) % 10 < 7
-        low, high = evaluation.interval(correct)
-        assert low < 0.7 < high and high - low == pytest.approx(2 * 1.96 * (0.21 / count) ** 0.5, rel=0.15)
-    assert evaluation.interval(torch.ones(50, dtype=torch.bool)) == (1, 1)
-    assert evaluation.interval(torch.zeros(50, dtype=torch.bool)) == (0, 0)
 
 
 def test_scores_come_in_the_order_of_the_sets_whatever_the_batch():
@@ -277,17 +267,6 @@ def test_validation_uses_the_head_of_a_model():
     del expected["top2"]
     for validated in (head, model):
         assert evaluation.validate(validated, sets, lambda: features) == expected
-
-
-def test_features_for_validation_are_those_of_the_encoder():
-    torch.manual_seed(0)
-    encoder = Encoder("convnet", 16).eval()
-    pixels = torch.randint(0, 256, (11, 3, 16, 16), dtype=torch.uint8)
-    images = Images(pixels, torch.zeros(11, dtype=torch.int64), ("a",), tuple("abcdefghijk"))
-    found = evaluation.autocast_features(encoder, images, TINY, batch=4)
-    with torch.no_grad():
-        assert torch.allclose(found, encoder(pixels), atol=1e-5) and not found.requires_grad
-    assert evaluation.autocast_features(encoder, images, replace(TINY, amp=True)).shape == (11, 256)
 
 
 # --------------------------------------------------------------------------------------------- diagnostics

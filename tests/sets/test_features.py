@@ -4,17 +4,20 @@ import errno
 import os
 import resource
 import zipfile
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from src import checkpoints, settings
+from src import checkpoints, settings, training
 from src.sets import features as module
 from src.sets.data import Images
-from src.sets.features import cache_key, extract
+from src.sets.features import cache_key, extract, extract_mixed
 from src.sets.model import Encoder
+from tests.sets.conftest import TINY
 
 SHARD = 8  # images a file, here
 
@@ -141,6 +144,15 @@ def test_the_rooms_own_encoder_fits(tmp_path):
     found = extract(net, images, tmp_path)
     assert found.shape == (3, net.features)
     assert torch.equal(extract(net, images, tmp_path), found)
+
+
+def test_training_finds_the_same_features_in_its_own_precision(monkeypatch):
+    net, images = Encoder("convnet", 16).eval(), pictures(5, side=16)
+    full, half = extract(net, images), torch.autocast("cpu", torch.bfloat16)
+    monkeypatch.setattr(training, "autocast", lambda config: half if config.amp else nullcontext())
+    assert torch.equal(extract_mixed(net, images, TINY, batch_size=256), full)
+    mixed = extract_mixed(net, images, replace(TINY, amp=True))
+    assert not torch.equal(mixed, full) and torch.allclose(mixed, full, atol=0.1 * float(full.abs().max()))
 
 
 # --------------------------------------------------------------------------------------------------- key
@@ -330,6 +342,15 @@ def test_a_real_shortage_of_space_is_told_and_leaves_no_part(tmp_path, room):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not files(tmp_path)
+
+
+def test_a_failure_without_a_cause_says_itself(tmp_path, monkeypatch):
+    def fail(content, file):
+        raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(settings.InputError, match=f"feature cache {tmp_path}.*unexpected pos 64 vs 0"):
+        extract(encoder(), pictures(3), tmp_path)
 
 
 def test_a_file_that_may_not_be_read_is_an_error_that_names_the_folder(filled, monkeypatch):

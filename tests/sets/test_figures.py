@@ -112,7 +112,7 @@ def test_hard_pairs_are_shown_by_a_missed_set_each(images, judged):
 
 def test_attention_marks_the_odd_image(images, trained):
     found, sets = torch.randn(len(images), 256), figures.rows_of(fixed_sets(images, 1, 0), torch.arange(1))
-    figure = figures.attention(trained.model.head, found, images, sets)
+    figure = figures.attention(trained.model.head, found, sets)
     maps = trained.model.head.attention_maps(found[sets.indices])[:, 0].detach()
     assert len(figure.axes) == len(maps) == TINY.layers
     assert np.allclose(shown(figure.axes[0]), maps[0], atol=1e-5)

@@ -23,7 +23,7 @@ def contents(root: Path) -> dict[str, bytes]:
 def root(tmp_path_factory) -> Path:
     """A data set of a few images."""
     root = tmp_path_factory.mktemp("glyphs") / "mini"
-    glyphs.write_dataset(root, FEW, progress=False)
+    glyphs.write_dataset(root, FEW)
     return root
 
 
@@ -61,7 +61,7 @@ def test_a_file_is_what_render_gives(root):
 
 def test_the_same_arguments_give_the_same_bytes(root, tmp_path):
     np.random.seed(1)  # numpy's own generator plays no part
-    glyphs.write_dataset(tmp_path / "again", FEW, progress=False)
+    glyphs.write_dataset(tmp_path / "again", FEW)
     assert contents(tmp_path / "again") == contents(root)
 
 
@@ -182,19 +182,19 @@ def quick(monkeypatch) -> None:
 
 def test_a_whole_data_set_is_kept(root):
     stamps = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    glyphs.write_dataset(root, FEW, progress=False)
+    glyphs.write_dataset(root, FEW)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == stamps
 
 
 def test_another_version_or_count_is_rebuilt(tmp_path, quick, monkeypatch):
     root, stale = tmp_path / "mini", tmp_path / "mini/train/disc_plain/001.png"
-    glyphs.write_dataset(root, FEW, progress=False)
+    glyphs.write_dataset(root, FEW)
     assert stale.exists()
-    glyphs.write_dataset(root, {"train": 1, "test": 1}, progress=False)
+    glyphs.write_dataset(root, {"train": 1, "test": 1})
     assert not stale.exists()
     stale.touch()
     monkeypatch.setattr(glyphs, "VERSION", glyphs.VERSION + 1)
-    glyphs.write_dataset(root, {"train": 1, "test": 1}, progress=False)
+    glyphs.write_dataset(root, {"train": 1, "test": 1})
     assert not stale.exists()
     assert json.loads((root / ".version").read_text())["glyphs"] == glyphs.VERSION
 
@@ -205,9 +205,9 @@ def test_what_a_killed_run_left_is_replaced(tmp_path, quick, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(glyphs, "render", fail)
-        glyphs.write_dataset(tmp_path / "mini", FEW, progress=False)
+        glyphs.write_dataset(tmp_path / "mini", FEW)
     assert (tmp_path / "mini.partial").exists() and not (tmp_path / "mini").exists()
-    glyphs.write_dataset(tmp_path / "mini", {"train": 1, "test": 0}, progress=False)
+    glyphs.write_dataset(tmp_path / "mini", {"train": 1, "test": 0})
     assert len(contents(tmp_path)) == 1 + 32 and not (tmp_path / "mini.partial").exists()
 
 
@@ -220,22 +220,14 @@ def test_folders_of_others_are_never_deleted(tmp_path, quick, name, marker):
     if marker:
         (theirs.parent / ".version").write_text(marker)
     with pytest.raises(settings.InputError, match=f"{name} holds other files"):
-        glyphs.write_dataset(tmp_path / "mini", FEW, progress=False)
+        glyphs.write_dataset(tmp_path / "mini", FEW)
     assert theirs.read_text() == "mine"
 
 
 def test_a_file_in_the_way_is_refused_and_an_empty_folder_is_taken(tmp_path, quick):
     (tmp_path / "file").touch()
     with pytest.raises(settings.InputError, match="file holds other files"):
-        glyphs.write_dataset(tmp_path / "file", FEW, progress=False)
+        glyphs.write_dataset(tmp_path / "file", FEW)
     (tmp_path / "empty").mkdir()
-    glyphs.write_dataset(tmp_path / "empty", FEW, progress=False)
+    glyphs.write_dataset(tmp_path / "empty", FEW)
     assert (tmp_path / "empty/test/star_dotted/000.png").is_file()
-
-
-def test_progress_is_a_choice(tmp_path, quick, monkeypatch):
-    disabled = []
-    monkeypatch.setattr(glyphs, "tqdm", lambda tasks, title, disable: disabled.append(disable) or tasks)
-    glyphs.write_dataset(tmp_path / "silent", FEW, progress=False)
-    glyphs.write_dataset(tmp_path / "told", FEW)
-    assert disabled == [True, None]

@@ -251,10 +251,10 @@ def test_no_features_give_nan(kind, features):
 
 
 def test_the_heads_have_the_dimensions_of_their_design():
-    attention, transformer = SetAttention(512), SetTransformer(512)
+    attention, transformer = SetAttention(256, 256), sets.build_model(sets.Config.full()).head
     assert isinstance(attention.project, nn.Identity) and attention.attention.num_heads == 4
-    assert attention.attention.head_dim == 128 and attention.attention.dropout == 0.1
-    assert [layer.weight.shape for layer in attention.score if isinstance(layer, nn.Linear)] == [(256, 512), (1, 256)]
+    assert attention.attention.head_dim == 64 and attention.attention.dropout == 0.1
+    assert [layer.weight.shape for layer in attention.score if isinstance(layer, nn.Linear)] == [(128, 256), (1, 128)]
     assert transformer.project[-1].weight.shape == (256, 512) and len(transformer.layers) == 4
     assert {layer.self_attn.num_heads for layer in transformer.layers} == {4}
     assert {m.p for m in transformer.modules() if isinstance(m, nn.Dropout)} == {0.1}
