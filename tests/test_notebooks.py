@@ -68,9 +68,12 @@ def thinness_problems(notebook) -> list[str]:
 
 
 def figure_problems(notebook) -> list[str]:
-    """Figures without a caption (a Markdown cell that starts with ``*Figure``), and plots that do not end with
-    ``plt.show()``; a cell that ends by displaying a picture file needs none."""
+    """Figures without a caption (a Markdown cell that starts with ``*Figure``), captions without a figure, and plots
+    that do not end with ``plt.show()``; a cell that ends by displaying a picture file needs none."""
     problems = []
+    for cell, before in zip(notebook.cells[1:], notebook.cells, strict=False):
+        if cell.source.startswith("*Figure") and (before.cell_type != "code" or not has_image(before)):
+            problems.append(f"no figure stands above {cell.source[:10]}")
     for cell, following in zip(notebook.cells, [*notebook.cells[1:], None], strict=True):
         if cell.cell_type != "code" or not has_image(cell):
             continue
@@ -182,6 +185,7 @@ FAULTS = {
     "f has 6 lines": lambda n: n.cells[3].update(source="def f():\n" + "    1\n" * 6),
     "no caption follows": lambda n: n.cells[5].update(source="A line."),
     "cell 5: no caption follows": lambda n: n.cells.pop(),
+    "no figure stands above *Figure": lambda n: n.cells[4].update(outputs=[]),
     "does not end with plt.show()": lambda n: n.cells[4].update(source="plt.show()\nplt.plot([1])"),
     "the first cell is no title": lambda n: n.cells[0].update(source="## Student ID Full name Institutional e-mail"),
     "no field 'Full name'": lambda n: n.cells[0].update(source="# Title"),
