@@ -121,11 +121,14 @@ def learning_curves(history: list[dict], metrics: Sequence[str], best: int | Non
 
 
 def pr_roc(curves: dict[str, dict[str, np.ndarray]], base_rate: float) -> Figure:
-    """Precision-recall and ROC curves; each entry holds recall, precision and fpr arrays."""
+    """Precision-recall and ROC curves; each entry holds recall, precision and fpr arrays. The last one stands out."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.6))
-    for name, curve in curves.items():
-        left.plot(curve["recall"], curve["precision"], label=name)
-        right.plot(curve["fpr"], curve["recall"], label=name)
+    for rank, (name, curve) in enumerate(curves.items()):
+        look = {"color": COLORS[rank % 6], "linestyle": "-" if rank < 6 else "--"}  # black and yellow left out
+        if rank == len(curves) - 1:
+            look = {"color": "black", "linewidth": 2}
+        left.plot(curve["recall"], curve["precision"], label=name, **look)
+        right.plot(curve["fpr"], curve["recall"], label=name, **look)
     left.axhline(base_rate, color="grey", linestyle=":", label=f"chance {base_rate:.3f}")
     left.set(xlabel="recall", ylabel="precision", title="precision-recall", xlim=(0, 1), ylim=(0, 1))
     right.plot([0, 1], [0, 1], color="grey", linestyle=":")
@@ -145,7 +148,7 @@ def bars(values: dict[str, float], xlabel: str, reference: dict[str, float] | No
     if reference:
         shown = [name for name in names if name in reference]
         axis.plot([reference[n] for n in shown], shown, "|", color="black", markersize=12, label=reference_label)
-        axis.legend()
+        axis.legend(loc="lower right")
     axis.invert_yaxis()
     axis.set(xlabel=xlabel)
     return figure
