@@ -17,16 +17,16 @@ class DataError(settings.InputError):
     """Files that are missing, unpaired or damaged, or that hold what they must not."""
 
 
-def class_files(folder: Path) -> dict[str, list[Path]]:
-    """class -> its image files, both sorted by name: the folders directly below ``folder`` that hold some."""
+def class_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> dict[str, list[Path]]:
+    """class -> its (image) files, both sorted by name: the folders directly below ``folder`` that hold some."""
     below = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    found = {own.name: sorted(file for file in own.iterdir() if file.suffix.lower() in SUFFIXES) for own in below}
+    found = {own.name: sorted(file for file in own.iterdir() if file.suffix.lower() in suffixes) for own in below}
     return {name: files for name, files in found.items() if files}
 
 
-def split_files(root: Path, split: str) -> dict[str, list[Path]]:
+def split_files(root: Path, split: str, suffixes: tuple[str, ...] = SUFFIXES) -> dict[str, list[Path]]:
     """``class_files`` of ``root/split``, or of ``root`` where it holds class folders directly; else DataError."""
-    found = class_files(root / split) or class_files(root)
+    found = class_files(root / split, suffixes) or class_files(root, suffixes)
     if not found:
         remedy = "name the folder with --root DIR, or fetch what is public with ./download.sh"
         raise DataError(f"{root} holds neither {split}/<class>/*.png nor <class>/*.png: {remedy}")

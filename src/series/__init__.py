@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from src import checkpoints, plots, results, settings, training
-from src.images import read_image
 from src.series import data, figures, raster, render, traces
 from src.series import evaluate as evaluation
 from src.series.batches import Batches, loss
@@ -138,7 +137,7 @@ def datasets(config: Config, root: Path | None = None,
     root = root or default_root(config.dataset)
     found = {split: read(config, root, split) for split in splits if has_split(config, root, split)}
     if "train" in splits and "train" not in found:
-        raise data.DataError(f"{root} has no train/<class> folders of plots (the mini set: python -m src series data)")
+        raise data.DataError(f"{root} has no train/<class> folders of plots or CSV (mini: python -m src series data)")
     if "train" in found and not has_split(config, root, "val"):
         fold = data.folds(found["train"].labels, config.folds, config.seed)
         found |= {"train": found["train"].subset((fold > 0).nonzero()[:, 0]),
@@ -151,14 +150,14 @@ def has_split(config: Config, root: Path, split: str) -> bool:
 
 
 def read(config: Config, root: Path, split: str) -> data.Labelled:
-    """The plots of a split on disk, or (data set ``generated``) as many drawn for it alone.
+    """The series of a split on disk, or (data set ``generated``) as many drawn for it alone.
 
     Labelled by the config's classes, of which a folder may lack some but (unless they are chosen) bring no other.
     """
-    (of_plot, of_series), classes = view_of(config), config.classes or CLASSES
+    view, classes = view_of(config), config.classes or CLASSES
     if config.dataset == GENERATED:
-        return data.pool(of_series, DRAWN, classes, seed=config.seed, split=split)
-    found = data.read_plots(root, split, of_plot, config.classes)
+        return data.pool(view[1], DRAWN, classes, seed=config.seed, split=split)
+    found = data.read_series(root, split, view, config.classes)
     if unknown := set(found.classes) - set(classes):
         raise settings.InputError(f"{root} holds classes that are not known: {', '.join(sorted(unknown))}; known are "
                                   f"{', '.join(classes)}; to train on others, name them: classes=...")  # fmt: skip
@@ -328,7 +327,7 @@ def judge(trained: Trained, root: Path, dataset: str, split: str) -> tuple[data.
 
 def evaluate(config: Config, model: Classifier, root: Path | None = None, *, dataset: str | None = None,
              split: str = "test") -> dict:  # fmt: skip
-    """Metrics of a model on a split of its own data set, or of another folder of class folders of plots."""
+    """Metrics of a model on a split of its own data set, or of another folder of class folders."""
     return measure(Trained(config, model, config.classes or CLASSES, {}, weights_path(config)), root, dataset, split)[0]
 
 
@@ -344,7 +343,7 @@ def measure(trained: Trained, root: Path | None, dataset: str | None, split: str
     metrics["temperature"] = float(trained.model.temperature)
     described = {"dataset": name, "split": split}
     if name != GENERATED:
-        described |= results.fingerprint(data.plot_files(root, part, trained.config.classes), root)
+        described |= results.fingerprint(data.files(root, part, trained.config.classes), root)
     return metrics, described, evaluation.PROTOCOL
 
 
@@ -352,12 +351,8 @@ def predict(trained: Trained, files: Sequence[Path], out: Path) -> list[dict]:
     """The probabilities of every class for plots or CSV files; each one's activation map is drawn below ``out``."""
     if len({file.stem for file in files}) < len(files):
         raise settings.InputError("two of the files have the same name, and so would their pictures: rename one")
-    of_plot, of_series = view_of(trained.config)
-    items = torch.stack([
-        torch.tensor(of_series(data.read_csv(file)) if file.suffix.lower() == ".csv"
-                     else of_plot(read_image(file), str(file)))
-        for file in files
-    ])  # fmt: skip
+    view = view_of(trained.config)
+    items = torch.stack([torch.tensor(data.read_item(file, view)) for file in files])
     found = trained.model.probabilities(items)
     figures.write_predictions(trained, files, items, found, out)
     return [{"filename": str(file), "class": trained.classes[int(row.argmax())],

@@ -1,4 +1,4 @@
-"""Series as plots and as numbers: class folders of plots, single CSV files, the generator's own, and their folds."""
+"""Series as plots and as numbers: class folders of plots and CSV files, the generator's own, and their folds."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from src import settings
-from src.images import DataError, read_image, split_files
+from src.images import SUFFIXES, DataError, read_image, split_files
 from src.series import traces
 from src.series.generate import CLASSES, describe, generate
 
@@ -58,20 +58,25 @@ def has_split(root: Path, split: str) -> bool:
     return (root / split).is_dir()
 
 
-def plot_files(root: Path, split: str, classes: Sequence[str] = ()) -> list[Path]:
-    """The plots of a split, class after class, sorted or as ``classes`` are; see `images.split_files`.
+def files(root: Path, split: str, classes: Sequence[str] = ()) -> list[Path]:
+    """The series of a split, class after class, sorted or as ``classes`` are; see `images.split_files`.
 
-    Raises InputError for a class that has none.
+    Plots, and CSV files that have no plot of their name beside them. Raises InputError for a class that has none.
     """
-    found = split_files(root, split)
+    found = {name: _once(own) for name, own in split_files(root, split, (*SUFFIXES, ".csv")).items()}
     if missing := [name for name in classes if name not in found]:
         raise settings.InputError(f"{root} has no class {', '.join(missing)}; there are {', '.join(found)}")
     return [file for name in classes or found for file in found[name]]
 
 
+def _once(found: list[Path]) -> list[Path]:
+    plotted = {file.stem for file in found if file.suffix.lower() != ".csv"}
+    return [file for file in found if file.suffix.lower() != ".csv" or file.stem not in plotted]
+
+
 def counts(root: Path, split: str) -> dict[str, int]:
-    """class -> number of plots in a split."""
-    return dict(Counter(file.parent.name for file in plot_files(root, split)))
+    """class -> number of series in a split."""
+    return dict(Counter(file.parent.name for file in files(root, split)))
 
 
 def metadata(root: Path, names: Sequence[str], split: str) -> list[dict]:
@@ -93,7 +98,7 @@ def metadata(root: Path, names: Sequence[str], split: str) -> list[dict]:
     return [rows[stem] for stem in stems]
 
 
-# ---------------------------------------------------------------------------------------------- plots
+# ---------------------------------------------------------------------------------------------- items
 def picture(image: np.ndarray, place: str, size: tuple[int, int] = (120, 160), axes: bool = True) -> np.ndarray:
     """A view of plots: uint8 (H,W,3) reduced to (3,H,W) of ``size`` = (H,W) by area averaging.
 
@@ -103,15 +108,24 @@ def picture(image: np.ndarray, place: str, size: tuple[int, int] = (120, 160), a
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BOX)).transpose(2, 0, 1)
 
 
-def read_plots(root: Path, split: str, view: Callable, classes: Sequence[str] = ()) -> Labelled:
-    """The plots of one split of a folder of class folders, as ``view(image uint8 (H,W,3), place)`` makes them.
+def read_item(path: Path, view: tuple[Callable, Callable]) -> np.ndarray:
+    """What a network sees of a file: ``view`` holds what makes it of a plot, and what makes it of numbers.
 
-    Views are `picture` (uint8 (N,3,H,W)) and `traces.of_plot` (float16 (N,2,W)). Raises DataError naming a file that
-    is no readable image, or shows nothing that the view can use; see also `plot_files`.
+    Of a plot by ``(image uint8 (H,W,3), place)``, such as `picture` (uint8 (3,H,W)) and `traces.of_plot` (float16
+    (2,W)); of a CSV file by ``(values (n,))``, such as `raster.picture` and `traces.of_series`. Raises DataError naming
+    a file that cannot be read, or shows nothing that can be used.
     """
-    paths = plot_files(root, split, classes)
+    of_plot, of_series = view
+    if path.suffix.lower() == ".csv":
+        return of_series(read_csv(path))
+    return of_plot(read_image(path), str(path))
+
+
+def read_series(root: Path, split: str, view: tuple[Callable, Callable], classes: Sequence[str] = ()) -> Labelled:
+    """One split of a folder of class folders; see `files` and `read_item` for what is read, how, and what is raised."""
+    paths = files(root, split, classes)
     with ThreadPool() as pool:
-        seen = pool.imap(lambda path: view(read_image(path), str(path)), paths, 8)
+        seen = pool.imap(partial(read_item, view=view), paths, 8)
         items = torch.from_numpy(np.stack(list(tqdm(seen, "reading", len(paths), leave=False, disable=None))))
     found = list(dict.fromkeys(path.parent.name for path in paths))
     labels = torch.tensor([found.index(path.parent.name) for path in paths])

@@ -1,5 +1,6 @@
 """Readers of plots and numbers: layouts, subsets of classes, errors that name the file, and stratified folds."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from src.images import DataError
 from src.series import data, generate, raster, render, traces
 
 CLASSES = ("mean_shift", "point_anomaly", "volatility")
-SMALL = partial(data.picture, size=(60, 80))
+SMALL = partial(data.picture, size=(60, 80)), partial(raster.picture, size=(60, 80))
+TRACES = traces.of_plot, traces.of_series
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def write(path: Path, text: str) -> Path:
 
 # ----------------------------------------------------------------------------------------------- plots
 def test_plots_are_read_at_one_size(root):
-    plots = data.read_plots(root, "train", SMALL)
+    plots = data.read_series(root, "train", SMALL)
     assert plots.items.shape == (6, 3, 60, 80) and plots.items.dtype == torch.uint8 and len(plots) == 6
     assert plots.labels.tolist() == [0, 0, 1, 1, 2, 2] and plots.classes == CLASSES
     assert plots.names[3] == "point_anomaly/001.png"
@@ -48,27 +50,27 @@ def test_plots_are_read_at_one_size(root):
 
 
 def test_class_folders_may_lie_at_the_root(root):
-    plots = data.read_plots(root / "train", "test", SMALL)
-    assert torch.equal(plots.items, data.read_plots(root, "train", SMALL).items)
+    plots = data.read_series(root / "train", "test", SMALL)
+    assert torch.equal(plots.items, data.read_series(root, "train", SMALL).items)
 
 
 def test_any_classes_in_any_order(root):
-    plots = data.read_plots(root, "train", SMALL, classes=("volatility", "mean_shift"))
+    plots = data.read_series(root, "train", SMALL, classes=("volatility", "mean_shift"))
     assert plots.classes == ("volatility", "mean_shift") and plots.labels.tolist() == [0, 0, 1, 1]
     assert plots.names[0] == "volatility/000.png"
     with pytest.raises(settings.InputError, match="no class trend_shift; there are mean_shift, point_anomaly"):
-        data.read_plots(root, "train", SMALL, classes=("trend_shift",))
+        data.read_series(root, "train", SMALL, classes=("trend_shift",))
 
 
 def test_a_subset_keeps_its_labels_and_names(root):
-    plots = data.read_plots(root, "train", SMALL)
+    plots = data.read_series(root, "train", SMALL)
     part = plots.subset(torch.tensor([5, 0]))
     assert part.labels.tolist() == [2, 0] and part.names == (plots.names[5], plots.names[0])
     assert torch.equal(part.items[0], plots.items[5]) and part.classes == CLASSES
 
 
 def test_without_axes_the_line_is_left(root):
-    plots = data.read_plots(root, "train", partial(data.picture, size=(120, 160), axes=False))
+    plots = data.read_series(root, "train", (partial(data.picture, size=(120, 160), axes=False), None))
     for plot, name in zip(plots.items.numpy(), plots.names, strict=True):
         label, number = name.split("/")
         values = generate.generate(label, int(number[:3]), seed=5).values
@@ -78,7 +80,7 @@ def test_without_axes_the_line_is_left(root):
 
 
 def test_plots_are_read_as_traces(root):
-    plots = data.read_plots(root, "train", traces.of_plot)
+    plots = data.read_series(root, "train", TRACES)
     assert plots.items.shape == (6, 2, traces.WIDTH) and plots.items.dtype == torch.float16
     own = torch.as_tensor(traces.of_series(generate.generate("volatility", 0, seed=5).values)).double()
     errors = (plots.items.double() - own).abs().mean((1, 2))
@@ -88,17 +90,43 @@ def test_plots_are_read_as_traces(root):
 def test_a_plot_that_the_view_refuses_is_named(tmp_path):
     (tmp_path / "a").mkdir()
     Image.new("RGB", (790, 590), "white").save(tmp_path / "a" / "white.png")
-    for view in (traces.of_plot, partial(data.picture, axes=False)):
+    for of_plot in (traces.of_plot, partial(data.picture, axes=False)):
         with pytest.raises(DataError, match="white.png has no blue line"):
-            data.read_plots(tmp_path, "train", view)
+            data.read_series(tmp_path, "train", (of_plot, None))
 
 
 def test_what_a_folder_holds(root):
     assert data.has_split(root, "train") and not data.has_split(root, "val")
     assert data.counts(root, "train") == dict.fromkeys(CLASSES, 2)
-    files = data.plot_files(root, "train", ("volatility", "mean_shift"))
+    files = data.files(root, "train", ("volatility", "mean_shift"))
     assert [f"{f.parent.name}/{f.name}" for f in files] == [
         "volatility/000.png", "volatility/001.png", "mean_shift/000.png", "mean_shift/001.png"]  # fmt: skip
+
+
+def test_numbers_stand_in_for_plots_that_are_missing(root, tmp_path):
+    """A series with a plot is read from it alone, whatever its CSV file holds; one without, from its numbers."""
+    shutil.copytree(root / "train", tmp_path / "train")
+    (tmp_path / "train/mean_shift/000.png").unlink()
+    (tmp_path / "train/mean_shift/001.csv").write_text("no numbers")
+    assert data.counts(tmp_path, "train") == dict.fromkeys(CLASSES, 2)
+    whole, mixed = (data.read_series(place, "train", TRACES) for place in (root, tmp_path))
+    assert mixed.names == ("mean_shift/000.csv", *whole.names[1:]) and mixed.labels.equal(whole.labels)
+    assert torch.equal(mixed.items[1:], whole.items[1:])
+    own = traces.of_series(data.read_csv(root / "train/mean_shift/000.csv"))
+    assert np.array_equal(mixed.items[0].numpy(), own)
+
+
+def test_class_folders_of_numbers_alone(root, tmp_path):
+    for file in (root / "train").glob("*/*.csv"):
+        (tmp_path / file.parent.name).mkdir(exist_ok=True)
+        shutil.copy(file, tmp_path / file.parent.name)
+    found = data.read_series(tmp_path, "test", SMALL)
+    assert found.classes == CLASSES and found.names[5] == "volatility/001.csv"
+    drawn = raster.picture(generate.generate("volatility", 1, seed=5).values, (60, 80))
+    assert np.abs(found.items[5].numpy().astype(float) - drawn).max() <= 1  # as far as a CSV file rounds
+    (tmp_path / "volatility/001.csv").write_text("data\n1\n\n2\nmany\n")
+    with pytest.raises(DataError, match="volatility/001.csv, line 5: 'many' is not a number"):
+        data.read_series(tmp_path, "test", SMALL)
 
 
 def test_metadata_is_found_by_name(tmp_path):
@@ -122,7 +150,7 @@ def test_metadata_of_others_are_named(tmp_path, content):
 def test_a_wrong_root_says_what_it_must_hold(tmp_path):
     for root in (tmp_path, tmp_path / "missing"):
         with pytest.raises(DataError, match=f"{root.name} holds neither train/<class>.* nor <class>.*--root DIR"):
-            data.read_plots(root, "train", SMALL)
+            data.read_series(root, "train", SMALL)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", None])
@@ -132,7 +160,7 @@ def test_unreadable_images_are_named(tmp_path, root, content):
     whole = (root / "train" / "volatility" / "000.png").read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
     with pytest.raises(DataError, match="bad.png is not a readable image"):
-        data.read_plots(tmp_path, "train", SMALL)
+        data.read_series(tmp_path, "train", SMALL)
 
 
 # --------------------------------------------------------------------------------------------- numbers

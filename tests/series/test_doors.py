@@ -380,7 +380,7 @@ def test_no_network_learns_from_plots_that_are_held_out(root, tmp_path, monkeypa
     monkeypatch.setattr(series, "fit", noted)
     for config in (CROSSED, TINY):
         series.train(config, root, run_dir=tmp_path / "run", out=tmp_path / "out.pth")
-    plots = data.read_plots(root, "train", series.traces.of_plot)
+    plots = data.read_series(root, "train", series.view_of(CROSSED))
     fold = data.folds(plots.labels, 5, CROSSED.seed)
     parts = [tuple(plots.subset(chosen.nonzero()[:, 0]).names for chosen in (fold != k, fold == k)) for k in range(5)]
     assert seen == [*parts, (plots.names, ()), parts[0]]
@@ -393,7 +393,7 @@ def test_each_fold_is_measured_by_the_network_that_left_it_out(root, crossed):
     last = [folds.history[f"fold {k}"][-1]["accuracy"] for k in range(5)]
     assert found["plots"] == 45 and found["accuracy"] == pytest.approx(np.mean(last))
     assert described["split"] == "val" and described["files"] == 45
-    plots = data.read_plots(root, "train", series.traces.of_plot)
+    plots = data.read_series(root, "train", series.view_of(CROSSED))
     logs = evaluation.out_of_fold(folds.model, plots, data.folds(plots.labels, 5, CROSSED.seed))
     assert float(whole.model.temperature) == pytest.approx(series.fit_temperature(logs, plots.labels), rel=1e-6)
 
@@ -577,6 +577,18 @@ def telling(trained: series.Trained) -> series.Trained:
             net(found)
         net.head[-1].weight.mul_(8)
     return replace(trained, model=model.eval())
+
+
+def test_folders_of_numbers_are_evaluated(trained, tmp_path):
+    """Class folders of CSV files, of three classes of nine: what the network says of their numbers, counted."""
+    right, series_of = 0, {label: [generate.generate(label, n, "test") for n in range(3)] for label in THREE}
+    for label, own in series_of.items():
+        for number, one in enumerate(own):
+            generate.write_csv(one, tmp_path / label / f"{number}.csv")
+            found = trained.model.probabilities(torch.tensor(series.view_of(trained.config)[1](one.values))[None])
+            right += trained.classes[int(found.argmax())] == label
+    metrics, described, _ = series.measure(trained, tmp_path, "folder", "test")
+    assert metrics["plots"] == described["files"] == 9 and metrics["accuracy"] == pytest.approx(right / 9)
 
 
 def test_predict_on_a_plot_and_on_its_numbers(trained, tmp_path):
