@@ -190,7 +190,8 @@ def require_same_config(config: Any, content: dict, source: Path | str) -> None:
 
     A setting that is younger than the checkpoint counts there as it does in the config's defaults.
     """
-    differences = config_differences(asdict(config), asdict(type(config)()) | content["config"])
+    kind = type(config)
+    differences = config_differences(asdict(config), asdict(kind()) | kind.known(content["config"]))
     if differences:
         raise CheckpointError(
             f"{source} was made with another config:\n  "

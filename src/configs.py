@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from src import settings
 
@@ -12,9 +12,17 @@ from src import settings
 class Config:
     """What every config can do."""
 
+    REMOVED: ClassVar[dict[str, Any]] = {}  # settings that are gone -> the value of each that stayed
+
+    @classmethod
+    def known(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint or record holds, less the settings that are gone and were as all is now."""
+        return {key: value for key, value in values.items() if key not in cls.REMOVED or value != cls.REMOVED[key]}
+
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> Self:
         """The config a checkpoint or record holds in plain form (lists for tuples)."""
+        values = cls.known(values)
         unknown = values.keys() - {f.name for f in fields(cls)}
         if unknown:
             raise settings.InputError(f"settings unknown to {cls.__module__}: {', '.join(sorted(unknown))}")

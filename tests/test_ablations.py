@@ -12,13 +12,15 @@ import torch
 
 from src import ablations, checkpoints, defects, results, road, settings, training
 from src.__main__ import main
-from src.ablations.bench import Bench
+from src.ablations.bench import REMOVED, Bench
 
 COMMITTED = Path(results.__file__).parents[1] / "assets/results/ablations"
 
 
 @dataclass(frozen=True)
 class Config(training.FitConfig):
+    REMOVED = {"wide": False}
+
     size: int = 1
     deep: bool = False
 
@@ -123,6 +125,25 @@ def test_a_record_of_another_table_is_refused_by_name(trainings, monkeypatch, ch
         ablations.run(["toy"], seeds=2)
 
 
+def test_a_variant_that_is_gone_keeps_its_record_and_is_not_run(trainings, monkeypatch):
+    """Its row says so; a record is of this table where it had what is gone as all have it now, and of none else."""
+    ablations.run(["toy"])
+    gone = {"size": {"1": {}, "5 x 5": REMOVED, "7": REMOVED}}
+    monkeypatch.setitem(ablations.BENCHES, "toy", replace(ablations.BENCHES["toy"], factors=gone))
+    assert list(ablations.todo(["toy"], 9)) == [("toy", "base", seed) for seed in range(45, 51)]
+    rows = ablations.table("toy")
+    assert rows["size: 5 x 5"]["against the one in use"] == "better, removed" and "size: 7" not in rows
+    record = records()["base"]
+    for wide, base in ((False, {}), (True, {}), (False, {"deep": True})):
+        older = record | {"base": {key: value for key, value in record["base"].items() if key != "deep"}}
+        older["base"] |= {"wide": wide} | base
+        if wide or base:
+            with pytest.raises(settings.InputError, match="toy/base.json was measured with other settings"):
+                ablations.require_same_table("toy", "base", {}, older)
+        else:
+            ablations.require_same_table("toy", "base", {}, older)
+
+
 def test_a_bench_that_only_scores_has_nothing_to_repeat(trainings, monkeypatch):
     monkeypatch.setitem(ablations.BENCHES, "toy", replace(ablations.BENCHES["toy"], factors={}))
     assert list(ablations.todo(["toy"], 3)) == [("toy", "base", 42)]
@@ -193,7 +214,7 @@ ENTRIES = [(bench, name) for bench in ablations.BENCHES for name in ablations.va
 def test_variants_are_settings_that_exist_and_differ_from_the_base(bench_name, name):
     bench = ablations.BENCHES[bench_name]
     entry = ablations.variants(bench)[name]
-    if callable(entry):
+    if callable(entry) or entry == REMOVED:
         return
     changes = {key: value for key, value in entry.items() if key not in ("start", "weights")}
     config = replace(bench.base, **changes)
@@ -216,7 +237,8 @@ def test_committed_records_are_of_this_table(bench_name, name):
     assert (bench_name, name) in ENTRIES, "the table has no such variant: delete the record"
     record = json.loads((COMMITTED / bench_name / f"{name}.json").read_text())
     entry = ablations.variants(ablations.BENCHES[bench_name])[name]
-    ablations.require_same_table(bench_name, name, entry, record)
+    if entry != REMOVED:
+        ablations.require_same_table(bench_name, name, entry, record)
     assert len(record["runs"]) >= (ablations.SEEDS if ablations.BENCHES[bench_name].factors else 1)
     assert not any(run["git_revision"].endswith("-dirty") for run in record["runs"].values())
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from src import checkpoints, settings
+from src import checkpoints, configs, settings
 from src.checkpoints import CheckpointError
 
 SRC = Path(checkpoints.__file__).parent
@@ -233,6 +233,17 @@ def test_another_config_is_refused_and_a_younger_setting_counts_as_its_default()
         checkpoints.require_same_config(Settings(seed=2, size=(5, 6)), content, "m.pth")
 
 
+def test_a_setting_that_is_gone_may_stand_where_it_stayed():
+    content = {"config": {"dataset": "mini", "seed": 2, "size": [3, 4], "heads": [1, 2]}}
+    checkpoints.require_same_config(Settings(seed=2), content, "m.pth")
+    assert Settings.from_plain(content["config"]) == Settings(seed=2)
+    content["config"]["heads"] = [1, 3]
+    with pytest.raises(CheckpointError, match=r"heads: \[1, 3\] in the file, '\(absent\)' asked for"):
+        checkpoints.require_same_config(Settings(seed=2), content, "m.pth")
+    with pytest.raises(settings.InputError, match="settings unknown to .*: heads"):
+        Settings.from_plain(content["config"])
+
+
 def test_a_run_under_way_is_no_finished_model(tmp_path):
     path = checkpoints.save(tmp_path / "best.pth", state(), config={})
     with pytest.raises(CheckpointError, match=r"best\.pth is of a run that has not ended"):
@@ -243,7 +254,9 @@ def test_a_run_under_way_is_no_finished_model(tmp_path):
 
 # -------------------------------------------------------------------------------------- load or train
 @dataclass(frozen=True)
-class Settings:
+class Settings(configs.Config):
+    REMOVED = {"heads": [1, 2]}
+
     dataset: str = "mini"
     seed: int = 1
     size: tuple[int, ...] = (3, 4)

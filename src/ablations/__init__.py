@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from src import checkpoints, plots, results, settings
-from src.ablations.bench import Bench
+from src.ablations.bench import REMOVED, Bench
 from src.ablations.defects import DEFECTS, TILES
 from src.ablations.road import ROAD
 from src.ablations.series import PLOTS, SERIES
@@ -62,7 +62,7 @@ def todo(names: Sequence[str], seeds: int, only: str = "") -> Iterator[tuple[str
     """(bench, record, seed) of each run that has no record yet; ``only``: part of a record's name."""
     for bench_name in names:
         for name, entry in variants(BENCHES[bench_name]).items():
-            if only not in name:
+            if only not in name or entry == REMOVED:
                 continue
             record = _record(bench_name, name)
             require_same_table(bench_name, name, entry, record)
@@ -84,9 +84,17 @@ def _portable(value: Any) -> Any:
 
 
 def require_same_table(bench_name: str, name: str, entry: Any, record: dict) -> None:
-    """Raise InputError if a record was measured with another base or other changes than the table has now."""
-    own = described(BENCHES[bench_name], entry)
-    if record["runs"] and {key: record[key] for key in own} != own:
+    """Raise InputError if a record was measured with another base or other changes than the table has now.
+
+    Settings that are younger than the record, or gone since, count as `checkpoints.require_same_config` counts them.
+    """
+    if not record["runs"]:
+        return
+    bench, base = BENCHES[bench_name], BENCHES[bench_name].base
+    measured = asdict(type(base)()) | base.known(record["base"]) | {"seed": base.seed}
+    if record["changes"] != described(bench, entry)["changes"] or checkpoints.config_differences(
+        asdict(base), measured
+    ):
         path = results.record_path("ablations", f"{bench_name}/{name}")
         raise settings.InputError(f"{path} was measured with other settings than the table has now: delete it and run "
                                   f"`python -m src ablate {bench_name} --only {name}` again")  # fmt: skip
@@ -165,7 +173,8 @@ def runs(bench_name: str) -> list[dict]:
 def summary(bench_name: str) -> dict[str, dict[str, dict]]:
     """factor -> variant -> metric -> values by seed (N,), of all records that exist; scoring factors come last.
 
-    ``in_use`` marks the variant of the base. Of a scoring factor the first metric alone is known.
+    ``in_use`` marks the variant of the base, ``removed`` one that is gone from the code. Of a scoring factor the first
+    metric alone is known.
     """
     bench, found = BENCHES[bench_name], {}
     for factor, entries in bench.factors.items():
@@ -173,12 +182,13 @@ def summary(bench_name: str) -> dict[str, dict[str, dict]]:
             runs = _record(bench_name, name_of(factor, variant, entry))["runs"].values()
             row = {metric: np.array([run["metrics"][metric] for run in runs]) for metric in bench.metrics}
             if runs:
-                found.setdefault(factor, {})[variant] = row | {"in_use": entry == {}}
+                found.setdefault(factor, {})[variant] = row | {"in_use": entry == {}, "removed": entry == REMOVED}
     base = list(_record(bench_name, BASE)["runs"].values())
     for factor, in_use in bench.baseline.items():
         for variant in base[0]["scoring"][factor] if base else ():
             values = np.array([run["scoring"][factor][variant] for run in base])
-            found.setdefault(factor, {})[variant] = {bench.metrics[0]: values, "in_use": variant == in_use}
+            row = {bench.metrics[0]: values, "in_use": variant == in_use, "removed": False}
+            found.setdefault(factor, {})[variant] = row
     return found
 
 
@@ -208,7 +218,8 @@ def table(bench_name: str) -> dict[str, dict[str, str]]:
         for variant, row in entries.items():
             cells = {metric: _spread(row[metric]) for metric in bench.metrics if metric in row}
             told = "in use" if row["in_use"] else verdict(row[first], base, factor in bench.baseline)
-            rows[f"{factor}: {variant}"] = cells | {"against the one in use": told}
+            gone = ", removed" if row["removed"] else ""
+            rows[f"{factor}: {variant}"] = cells | {"against the one in use": told + gone}
     return rows
 
 

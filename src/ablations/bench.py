@@ -9,15 +9,16 @@ from typing import Any
 from src import settings
 
 FRESH_SEED = 7  # of the images that road and defects are judged on
+REMOVED = "removed"  # a variant that mattered nowhere and is gone from the code: its record stays, and is not run again
 
 
 @dataclass(frozen=True)
 class Bench:
     """One table of ablations.
 
-    ``factors``: factor -> variant -> settings changed ({} = the base), or a function config -> measured that trains
-    something else. Beside settings, ``start`` holds the settings of an earlier training whose weights this one starts
-    from, and ``weights`` a file in place of the bench's own. ``judge``: trained -> {"metrics": {name: value},
+    ``factors``: factor -> variant -> settings changed ({} = the base), REMOVED, or a function config -> measured that
+    trains something else. Beside settings, ``start`` holds the settings of an earlier training whose weights this one
+    starts from, and ``weights`` a file in place of the bench's own. ``judge``: trained -> {"metrics": {name: value},
     "scoring": {factor: {variant: value of the first metric}}}. ``baseline``: scoring factor -> its variant in use.
     """
 

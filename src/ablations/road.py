@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 from src import road
-from src.ablations.bench import FRESH_SEED, Bench, fresh_root
+from src.ablations.bench import FRESH_SEED, REMOVED, Bench, fresh_root
 from src.metrics import PixelRanking
 from src.road import scenes
 from src.road.scores import sml
@@ -59,7 +59,7 @@ ROAD = Bench(
         },
         "auxiliary head": {"on": {}, "off": {"aux_weight": 0.0}},
         "class weights": {"1/sqrt(share)": {}, "none": {"balance": False}},
-        "loss": {"cross-entropy": {}, "focal": {"focal_gamma": 2.0}},
+        "loss": {"cross-entropy": {}, "focal": REMOVED},
         "image size": {"45 x 80": {"image_size": (45, 80)}, "90 x 160": {}},  # a larger one would train for minutes
     },
 )

@@ -57,6 +57,7 @@ def _drawn(count: int) -> dict:
 
 
 _PICTURE = {"backbone": "mobilenet_v2", "epochs": 6, "batch_size": 32}
+_SMALL_PICTURE = _PICTURE | {"size": (48, 64)}
 SERIES = Bench(
     room=series,
     base=replace(series.Config.mini(), generated=0, look_weight=0.0, epochs=14, batch_size=32, warmup=40),
@@ -77,7 +78,9 @@ SERIES = Bench(
         "generated series first": {"none": {}, "5,000": {"start": _drawn(5_000)}, "50,000": {"start": _drawn(50_000)}},
         "seen": {
             "trace": {},
-            "picture 48 x 64": _PICTURE | {"size": (48, 64)},
+            "picture 48 x 64": _SMALL_PICTURE,
+            "the same, colours jittered": _SMALL_PICTURE | {"color_jitter": 0.3},
+            "the same, turned by up to 5 degrees": _SMALL_PICTURE | {"rotation": 5.0},
             "picture 96 x 128": _PICTURE | {"size": (96, 128)},
             "numbers: summary, boosted trees": partial(from_numbers, "summary"),
             "numbers: random kernels": partial(from_numbers, "kernels"),

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from src import sets, settings
-from src.ablations.bench import Bench
+from src.ablations.bench import REMOVED, Bench
 
 
 def judge_sets(trained) -> dict:
@@ -26,9 +26,8 @@ SETS = Bench(
         "head": _HEADS,
         "layers": {"1": {"layers": 1}, "2": {"layers": 2}, "4": {}, "6": {"layers": 6}},
         "heads": {"1": {"heads": 1}, "4": {}, "8": {"heads": 8}},
-        "attention": {"dot product": {}, "additive (one head)": {"attention": "additive", "heads": 1},
-                      "induced points": {"attention": "induced"}},
-        "positional encoding": {"none": {}, "learned": {"positional": True}},
+        "attention": {"dot product": {}, "additive (one head)": REMOVED, "induced points": REMOVED},
+        "positional encoding": {"none": {}, "learned": REMOVED},
         "set size": {"5": {"set_size": 5}, "10": {}, "20": {"set_size": 20, "per_class": (75, 25)}},
         "seen by the head": {
             "trained features": {},

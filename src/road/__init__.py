@@ -28,6 +28,8 @@ REAL = ("camvid", "camvid_cyclists")  # the data sets that profile real trains o
 class Config(training.FitConfig):
     """What the road room can vary; the three profiles are its named values."""
 
+    REMOVED = {"focal_gamma": 0.0}
+
     dataset: str = "mini"
     backbone: str = "mobilenet_v2"
     width: float = 1.0  # channel multiplier of mobilenet_v2
@@ -38,14 +40,12 @@ class Config(training.FitConfig):
     augmentation: str = "flip"
     balance: bool = False  # weigh classes by 1/sqrt(pixel share) in the loss
     aux_weight: float = 0.4
-    focal_gamma: float = 0.0  # of the focal loss; 0 = cross-entropy
     outlier_epochs: int = 0  # of training a head that scores outliers, on the frozen backbone; 0 = no such head
 
     def __post_init__(self):
         super().__post_init__()
-        if self.outlier_epochs < 0 or self.focal_gamma < 0:
-            raise settings.InputError(f"outlier_epochs={self.outlier_epochs}, focal_gamma={self.focal_gamma}: 0 trains "
-                                      "no outlier head, and with cross-entropy; neither can be negative")  # fmt: skip
+        if self.outlier_epochs < 0:
+            raise settings.InputError(f"outlier_epochs={self.outlier_epochs}: 0 trains no outlier head")
 
     @classmethod
     def mini(cls) -> Self:
@@ -158,7 +158,6 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
             class_weights=balance,
             aux_weight=config.aux_weight,
             ignore=data.IGNORE,
-            gamma=config.focal_gamma,
         ),
         partial(validate, loader=loaders["val"], dataset=sets["val"]),
         segmenter,

@@ -122,32 +122,13 @@ def _shape(state: dict, name: str) -> torch.Size | None:
 
 
 def segmentation_loss(
-    model: nn.Module,
-    batch: dict,
-    class_weights: torch.Tensor | None,
-    aux_weight: float,
-    ignore: int,
-    gamma: float = 0.0,
+    model: nn.Module, batch: dict, class_weights: torch.Tensor | None, aux_weight: float, ignore: int
 ) -> torch.Tensor:
-    """Cross-entropy of the main head + ``aux_weight`` x that of the auxiliary head, over labelled pixels.
-
-    With ``gamma`` above 0 the focal loss (Lin et al., arXiv:1708.02002) in place of cross-entropy.
-    """
+    """Cross-entropy of the main head + ``aux_weight`` x that of the auxiliary head, over labelled pixels."""
     outputs = model(batch["image"])
-    main, aux = (_pixel_loss(outputs[head].float(), batch["mask"], class_weights, ignore, gamma)
+    main, aux = (F.cross_entropy(outputs[head].float(), batch["mask"], class_weights, ignore_index=ignore)
                  for head in ("out", "aux"))  # fmt: skip
     return main + aux_weight * aux
-
-
-def _pixel_loss(logits, mask, class_weights, ignore: int, gamma: float) -> torch.Tensor:
-    """Mean over labelled pixels, weighted by their classes: of cross-entropy, each x (1 - p) ** gamma of its class."""
-    if not gamma:
-        return F.cross_entropy(logits, mask, class_weights, ignore_index=ignore)
-    each = F.cross_entropy(logits, mask, reduction="none", ignore_index=ignore)
-    labelled = mask != ignore
-    weight = labelled.float() if class_weights is None else class_weights[mask.masked_fill(~labelled, 0)] * labelled
-    missing = (1 - torch.exp(-each)).clamp(min=1e-6)  # where it is 0, a power below 1 has no gradient
-    return (weight * missing**gamma * each).sum() / weight.sum()
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from src import checkpoints, plots, results, settings, training
 from src.sets import data, features, figures, glyphs
 from src.sets import evaluate as evaluation
-from src.sets.model import ATTENTION, ClassPosterior, Encoder, FlatMLP, SetAttention, SetModel, SetTransformer
+from src.sets.model import ClassPosterior, Encoder, FlatMLP, SetAttention, SetModel, SetTransformer
 
 REAL = ("cifar100", "folder")  # the data sets that profile real trains on
 HEADS = ("transformer", "attention", "mlp", "posterior")
@@ -27,6 +27,8 @@ HEADS = ("transformer", "attention", "mlp", "posterior")
 @dataclass(frozen=True)
 class Config(training.FitConfig):
     """What the sets room can vary; ``batch_size`` counts sets."""
+
+    REMOVED = {"attention": "dot", "positional": False}
 
     dataset: str = "mini"
     classes: tuple[str, ...] = ()  # names, firstK or diverse20; () = all
@@ -45,8 +47,6 @@ class Config(training.FitConfig):
     width: int = 256
     layers: int = 4
     heads: int = 4
-    attention: str = "dot"  # of the transformer: dot | additive | induced
-    positional: bool = False  # the transformer learns an encoding of the places in a set
     dropout: float = 0.1
     pool: tuple[int, int] = (16, 10)  # end to end: classes x images that a batch's sets are drawn from
     class_weight: float = 0.0  # end to end: weight of naming each image's class
@@ -55,7 +55,6 @@ class Config(training.FitConfig):
         super().__post_init__()
         wrong = {
             "head": self.head not in HEADS,
-            "attention": self.attention not in ATTENTION,
             "pretrained": self.pretrained not in ("imagenet", "none"),
             "set_size": self.set_size < 3,
             "heads": self.heads < 1,
@@ -65,9 +64,9 @@ class Config(training.FitConfig):
         }
         for name in (name for name, is_wrong in wrong.items() if is_wrong):
             raise settings.InputError(
-                f"{name}={getattr(self, name)!r}: expected a head of {', '.join(HEADS)}; attention of "
-                f"{', '.join(ATTENTION)}; imagenet or none; sets of three or more; a width that the heads "
-                "divide; a pool with a set's images of each class; train and val (and test) per class"
+                f"{name}={getattr(self, name)!r}: expected a head of {', '.join(HEADS)}; imagenet or none; sets of "
+                "three or more; a width that the heads divide; a pool with a set's images of each class; train and "
+                "val (and test) per class"
             )
 
     @classmethod
@@ -164,12 +163,11 @@ def build_model(config: Config, classes: int = 0) -> SetModel:
     encoder = Encoder(config.backbone, config.image_size)
     learned = {"width": config.width, "dropout": config.dropout}
     heads = {
-        "transformer": partial(SetTransformer, layers=config.layers, heads=config.heads, attention=config.attention,
-                               positions=config.set_size * config.positional, **learned),
+        "transformer": partial(SetTransformer, layers=config.layers, heads=config.heads, **learned),
         "attention": partial(SetAttention, heads=config.heads, **learned),
         "mlp": partial(FlatMLP, size=config.set_size, **learned),
         "posterior": partial(ClassPosterior, classes=classes),
-    }  # fmt: skip
+    }
     return SetModel(encoder, heads[config.head](encoder.features), classes if config.class_weight else 0)
 
 

@@ -1,8 +1,7 @@
 """Encoders that see images one by one, heads that see the features of a set at once, and rules that learn nothing.
 
-Every head maps features (B,N,F) of N images to logits (B,N), higher = more likely the odd one. But for ``FlatMLP``, and
-``SetTransformer`` with ``positions``, none knows the order of a set: permuting the images permutes the logits (Zaheer
-et al., arXiv:1703.06114).
+Every head maps features (B,N,F) of N images to logits (B,N), higher = more likely the odd one. But for ``FlatMLP``,
+none knows the order of a set: permuting the images permutes the logits (Zaheer et al., arXiv:1703.06114).
 """
 
 import torch
@@ -153,58 +152,10 @@ class SetAttention(nn.Module):
         return self.attention(x, x, x)[1][None]
 
 
-class _OwnAttention(nn.Module):
-    """Self-attention that can stand in a TransformerEncoderLayer, which asks these things of the one it was built with.
-
-    ``forward(x, x, x)`` -> (output (B,N,width), weights (B,N,N) with rows of sum 1).
-    """
-
-    batch_first, in_proj_bias = True, None  # no fused kernel knows this one
-
-
-class Additive(_OwnAttention):
-    """Additive attention (Bahdanau et al., arXiv:1409.0473), one head: v . tanh(W q_i + U k_j), not q_i . k_j."""
-
-    def __init__(self, width: int, heads: int, dropout: float):
-        super().__init__()
-        if heads != 1:
-            raise settings.InputError(f"heads={heads}: additive attention has one head")
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
-        self.energy, self.dropout = nn.Linear(width, 1, bias=False), nn.Dropout(dropout)
-
-    def forward(self, query, key, value, **_) -> tuple[torch.Tensor, torch.Tensor]:
-        pairs = self.query(query)[:, :, None] + self.key(key)[:, None]
-        weights = self.energy(pairs.tanh())[..., 0].softmax(2)
-        return self.out(self.dropout(weights) @ self.value(value)), weights
-
-
-class Induced(_OwnAttention):
-    """Attention by way of a few learned points (Lee et al., arXiv:1810.00825): they see the set, it sees them."""
-
-    def __init__(self, width: int, heads: int, dropout: float, points: int = 4):
-        super().__init__()
-        self.points = nn.Parameter(torch.randn(points, width) / width**0.5)
-        self.gather, self.spread = (nn.MultiheadAttention(width, heads, dropout, batch_first=True) for _ in range(2))
-
-    def forward(self, query, key, value, **_) -> tuple[torch.Tensor, torch.Tensor]:
-        points = self.points.expand(len(query), -1, -1)
-        seen, first = self.gather(points, key, value)
-        output, second = self.spread(query, seen, seen)
-        return output, second @ first
-
-
-ATTENTION = {"dot": None, "additive": Additive, "induced": Induced}  # dot: PyTorch's own
-
-
 class SetTransformer(nn.Module):
-    """Normalised features, a projection, encoder layers without mask, one score each.
+    """Normalised features, a projection, encoder layers without mask or positions, one score each."""
 
-    ``attention`` is one of ATTENTION; ``positions`` above 0 adds a learned encoding of that many places, after which
-    the order of a set is no longer without meaning.
-    """
-
-    def __init__(self, features: int, width: int = 256, layers: int = 4, heads: int = 4, dropout: float = 0.1,
-                 attention: str = "dot", positions: int = 0):  # fmt: skip
+    def __init__(self, features: int, width: int = 256, layers: int = 4, heads: int = 4, dropout: float = 0.1):
         super().__init__()
         self.features = features
         self.project = nn.Sequential(nn.LayerNorm(features), nn.Dropout(dropout), nn.Linear(features, width))
@@ -212,28 +163,18 @@ class SetTransformer(nn.Module):
             nn.TransformerEncoderLayer(width, heads, 2 * width, dropout, batch_first=True, norm_first=True)
             for _ in range(layers)
         )
-        if ATTENTION[attention]:
-            for layer in self.layers:
-                layer.self_attn = ATTENTION[attention](width, heads, dropout)
-        if positions:
-            self.size, self.places = positions, nn.Parameter(torch.zeros(positions, width))
         self.score = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         _expect(features, self.features, "SetTransformer")
-        x = self._embed(features)
+        x = self.project(features)
         for layer in self.layers:
             x = layer(x)
         return self.score(x)[..., 0]
 
-    def _embed(self, features: torch.Tensor) -> torch.Tensor:
-        if features.shape[1] != getattr(self, "size", features.shape[1]):
-            raise ValueError(f"SetTransformer knows {self.size} places, not {features.shape[1]}")
-        return self.project(features) + (self.places if hasattr(self, "places") else 0)
-
     def attention_maps(self, features: torch.Tensor) -> torch.Tensor:
         """Who looks at whom in each layer: (layers,B,N,N), rows sum to 1, averaged over heads."""
-        x, maps = self._embed(features), []
+        x, maps = self.project(features), []
         for layer in self.layers:
             normed = layer.norm1(x)
             maps.append(layer.self_attn(normed, normed, normed)[1])

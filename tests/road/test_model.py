@@ -2,7 +2,6 @@
 
 import functools
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ import torchvision
 from torch import nn
 from torchvision.models import segmentation
 
-from src import checkpoints, road, settings
+from src import checkpoints, settings
 from src.road import model as models
 
 CASES = [(backbone, stride) for backbone in models.BACKBONES for stride in (8, 16)]
@@ -200,75 +199,6 @@ def test_loss_weighs_classes():
     expected = (3 * pixels[0] + pixels[1]) / 4 + 0.4 * math.log(2)
     loss = models.segmentation_loss(Fixed(), batch, torch.tensor([3.0, 1.0]), 0.4, 255)
     assert loss.item() == pytest.approx(expected)
-
-
-CLASS_WEIGHTS = pytest.mark.parametrize("weights", [None, torch.tensor([3.0, 1.0, 0.5])], ids=["alike", "weighed"])
-
-
-def random_outputs() -> tuple[dict, dict]:
-    """The outputs of a model of three classes for two images of 4x5 pixels, and a batch with 14 ignored pixels."""
-    torch.manual_seed(0)
-    mask = torch.randint(3, (2, 4, 5))
-    mask[0, 1:3], mask[1, :, 2] = 255, 255
-    return {head: 2 * torch.randn(2, 3, 4, 5) for head in ("out", "aux")}, {"image": None, "mask": mask}
-
-
-def focal(logits: torch.Tensor, mask: torch.Tensor, weights: torch.Tensor | None, gamma: float) -> float:
-    """The focal loss, pixel by pixel."""
-    total = share = 0.0
-    for image, y, x in (mask != 255).nonzero().tolist():
-        label, scores = mask[image, y, x].item(), logits[image, :, y, x].tolist()
-        p = math.exp(scores[label]) / sum(map(math.exp, scores))
-        weight = 1.0 if weights is None else weights[label].item()
-        total -= weight * (1 - p) ** gamma * math.log(p)
-        share += weight
-    return total / share
-
-
-@CLASS_WEIGHTS
-@pytest.mark.parametrize("gamma", [1.0, 2.0])
-def test_focal_loss_against_a_loop(weights, gamma):
-    outputs, batch = random_outputs()
-    main, aux = (focal(outputs[head], batch["mask"], weights, gamma) for head in ("out", "aux"))
-    loss = models.segmentation_loss(lambda images: outputs, batch, weights, 0.4, 255, gamma=gamma)
-    assert loss.item() == pytest.approx(main + 0.4 * aux, rel=1e-5)
-
-
-@CLASS_WEIGHTS
-def test_focal_loss_with_hardly_any_gamma_is_cross_entropy(weights):
-    outputs, batch = random_outputs()
-    almost, none, two = (models.segmentation_loss(lambda images: outputs, batch, weights, 0.4, 255, gamma=gamma).item()
-                         for gamma in (1e-6, 0.0, 2.0))  # fmt: skip
-    assert almost == pytest.approx(none, rel=1e-4) and two < 0.9 * none
-
-
-@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
-def test_focal_loss_of_sure_pixels_has_a_gradient(gamma):
-    """Right without any doubt left in float32, wrong likewise, or ignored."""
-    logits = torch.tensor([[[[200.0, -200.0, 9.0]], [[0.0, 0.0, 0.0]]]], requires_grad=True)
-    batch = {"image": None, "mask": torch.tensor([[[0, 0, 255]]])}
-    loss = models.segmentation_loss(lambda images: {"out": logits, "aux": logits}, batch, None, 0.4, 255, gamma=gamma)
-    loss.backward()
-    assert loss.item() == pytest.approx(1.4 * 200 / 2) and logits.grad.isfinite().all()
-    assert (logits.grad != 0).tolist() == [[[[False, True, False]]] * 2]
-
-
-def test_training_takes_gamma_from_the_config(tiny_config, mini_root, tmp_path, monkeypatch):
-    outputs, batch = random_outputs()
-
-    def fit(model, loader, loss, *others, **options):
-        wanted = models.segmentation_loss(lambda images: outputs, batch, None, tiny_config.aux_weight, 255, gamma=2.0)
-        assert torch.equal(loss(lambda images: outputs, batch), wanted)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(road.training, "fit", fit)
-    with pytest.raises(KeyboardInterrupt):
-        road.train(replace(tiny_config, focal_gamma=2.0), mini_root, run_dir=tmp_path)
-
-
-def test_a_negative_gamma_is_refused():
-    with pytest.raises(settings.InputError, match="focal_gamma=-1"):
-        road.Config(focal_gamma=-1)
 
 
 @pytest.mark.parametrize("size", [(64, 96), (90, 50)])

@@ -1,7 +1,5 @@
 """Heads that know no order, features that are torchvision's own, and baselines against direct loops."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -14,19 +12,15 @@ from src import checkpoints, sets, settings
 from src.images import MEAN, STD
 from src.sets import model as models
 from src.sets.model import ClassPosterior, Encoder, FlatMLP, SetAttention, SetModel, SetTransformer, augment
-from tests.sets.conftest import TINY
 
 WIDTHS = {"projected": 24, "as wide as the head": 16}
 HEADS = {
     "attention": lambda features: SetAttention(features, width=16, heads=4),
     "transformer": lambda features: SetTransformer(features, width=16, layers=2, heads=4),
-    "additive": lambda features: SetTransformer(features, width=16, layers=2, heads=1, attention="additive"),
-    "induced": lambda features: SetTransformer(features, width=16, layers=2, heads=4, attention="induced"),
-    "places": lambda features: SetTransformer(features, width=16, layers=2, heads=4, positions=10),
     "posterior": lambda features: ClassPosterior(features, 5),
     "mlp": lambda features: FlatMLP(features, 10, width=16),
 }
-ORDERLESS = ("attention", "transformer", "additive", "induced", "posterior")
+ORDERLESS = ("attention", "transformer", "posterior")
 
 
 def make(kind: str, features: int = 24) -> nn.Module:
@@ -86,21 +80,9 @@ def test_the_flat_head_knows_the_order():
     assert not torch.allclose(head(features[:, order]), head(features)[:, order], atol=1e-3)
 
 
-@pytest.mark.parametrize("attention", models.ATTENTION)
-def test_places_tell_the_order_once_they_differ(attention):
-    torch.manual_seed(0)
-    head = SetTransformer(24, width=16, layers=2, heads=1, attention=attention, positions=10).eval()
-    features, order = random_sets(), torch.arange(9, -1, -1)
-    assert head.places.shape == (10, 16)
-    assert torch.allclose(head(features[:, order]), head(features)[:, order], atol=1e-5)
-    with torch.no_grad():
-        head.places.normal_()
-    assert not torch.allclose(head(features[:, order]), head(features)[:, order], atol=1e-3)
-
-
 @pytest.mark.parametrize("kind", HEADS)
 def test_scores_are_the_same_without_gradient(kind):
-    """Where PyTorch would take a fused kernel, which knows its own attention alone."""
+    """Where PyTorch takes a fused kernel."""
     head, features = make(kind), random_sets()
     with torch.inference_mode():
         found = head(features)
@@ -149,29 +131,14 @@ def attended(attention: nn.MultiheadAttention, weights: torch.Tensor, x: torch.T
     return attention.out_proj(weights @ values)
 
 
-def attended_by_points(attention: models.Induced, weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Likewise: rows that sum to 1 leave biases as they are, so that both steps can be weighed at once."""
-    each = torch.eye(x.shape[1]).expand_as(weights)
-    return attended(attention.spread, weights, attended(attention.gather, each, x))
-
-
-ATTENDED = {
-    "dot": attended,
-    "additive": lambda attention, weights, x: attention.out(weights @ attention.value(x)),
-    "induced": attended_by_points,
-}
-
-
-@pytest.mark.parametrize("form", models.ATTENTION)
-@pytest.mark.parametrize("positions", [0, 10])
-def test_the_maps_of_the_transformer_are_those_of_its_forward_pass(form, positions):
+def test_the_maps_of_the_transformer_are_those_of_its_forward_pass():
     torch.manual_seed(0)
-    head = SetTransformer(24, width=16, layers=3, heads=1, attention=form, positions=positions).eval()
+    head = SetTransformer(24, width=16, layers=3, heads=1).eval()
     features = random_sets()
     with torch.no_grad():
-        x = head.project(features) + (head.places.normal_() if positions else 0)
+        x = head.project(features)
         for layer, weights in zip(head.layers, head.attention_maps(features), strict=True):
-            x = x + ATTENDED[form](layer.self_attn, weights, layer.norm1(x))
+            x = x + attended(layer.self_attn, weights, layer.norm1(x))
             x = x + layer.linear2(layer.linear1(layer.norm2(x)).relu())
         assert torch.allclose(head.score(x)[..., 0], head(features), atol=1e-5)
 
@@ -186,49 +153,11 @@ def test_the_map_of_attention_is_that_of_its_forward_pass(features):
         assert torch.allclose(head.score(x)[..., 0], head(given), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind, layers", [("attention", 1), ("transformer", 2), ("additive", 2), ("induced", 2)])
+@pytest.mark.parametrize("kind, layers", [("attention", 1), ("transformer", 2)])
 def test_every_image_looks_at_the_set_once(kind, layers):
     maps = make(kind).attention_maps(random_sets(size=7))
     assert maps.shape == (layers, 6, 7, 7) and (maps >= 0).all()
     assert torch.allclose(maps.sum(3), torch.ones(layers, 6, 7), atol=1e-5)
-
-
-def test_additive_attention_against_a_loop():
-    torch.manual_seed(0)
-    attention, x = models.Additive(4, 1, dropout=0.0), random_sets(2, 3, 4)
-    with torch.no_grad():
-        output, weights = attention(x, x, x)
-        for images, found, shares in zip(x, output, weights, strict=True):
-            for i in range(3):
-                pairs = [torch.tanh(attention.query(images[i]) + attention.key(images[j])) for j in range(3)]
-                likes = torch.stack([(attention.energy.weight[0] * pair).sum() for pair in pairs]).exp()
-                assert torch.allclose(shares[i], likes / likes.sum(), atol=1e-6)
-                seen = sum(share * attention.value(image) for share, image in zip(shares[i], images, strict=True))
-                assert torch.allclose(found[i], attention.out(seen), atol=1e-6)
-
-
-def test_induced_attention_passes_through_its_points():
-    """A map of ten images by way of three points has no more than rank three."""
-    torch.manual_seed(0)
-    x = 3 * random_sets(features=16)
-    with torch.no_grad():
-        weights = models.Induced(16, 1, dropout=0.0, points=3)(x, x, x)[1]
-    assert torch.linalg.matrix_rank(weights, rtol=1e-5).max() == 3
-
-
-def test_additive_attention_has_one_head():
-    with pytest.raises(settings.InputError, match="heads=4: additive attention has one head"):
-        SetTransformer(24, width=16, heads=4, attention="additive")
-
-
-def test_a_config_says_which_attention_and_whether_places_count():
-    config = replace(TINY, head="transformer", set_size=7)
-    plain = sets.build_model(config).head
-    assert not hasattr(plain, "size") and isinstance(plain.layers[0].self_attn, nn.MultiheadAttention)
-    head = sets.build_model(replace(config, attention="induced", positional=True)).head
-    assert head.size == 7 and len(head.places) == 7 and isinstance(head.layers[0].self_attn, models.Induced)
-    with pytest.raises(settings.InputError, match="attention='cosine'.*attention of dot, additive, induced"):
-        sets.Config(attention="cosine")
 
 
 @pytest.mark.parametrize("kind", HEADS)
