@@ -139,7 +139,7 @@ def _floats(entry: Any, prefix: str = ""):
 
 
 def table(rows: dict[str, dict[str, Any]], digits: int = 3, corner: str = "") -> str:
-    """Rows of named values as a Markdown table; floats rounded, missing values a dash."""
+    """Rows of named values as a Markdown table; floats rounded, missing values a dash, words to the left."""
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))
 
     def cell(entry: Any) -> str:
@@ -147,6 +147,7 @@ def table(rows: dict[str, dict[str, Any]], digits: int = 3, corner: str = "") ->
             return "–"
         return f"{entry:.{digits}f}" if isinstance(entry, float) else str(entry)
 
-    lines = [[corner, *columns], ["---", *["---:"] * len(columns)]]
-    lines += [[name, *(cell(row.get(key)) for key in columns)] for name, row in rows.items()]
+    cells = {key: [cell(row.get(key)) for row in rows.values()] for key in columns}
+    sides = ["---" if any(text[:1].isalpha() for text in found) else "---:" for found in cells.values()]
+    lines = [[corner, *columns], ["---", *sides], *zip(rows, *cells.values(), strict=True)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -174,13 +174,13 @@ def test_summary_and_table(trainings):
     assert [ablations.used(entries) for entries in found.values()] == ["1", "nothing", "learned", "plain"]
     rows = ablations.table("toy")
     assert rows["size: 5 x 5"] == {
-        "gain": "5.430 ± 0.010",
-        "loss": "-5.430 ± 0.010",
+        "gain": "5.430\u00a0±\u00a00.010",
+        "loss": "-5.430\u00a0±\u00a00.010",
         "against the one in use": "better",
     }
     assert rows["size: 1"]["against the one in use"] == "in use"
     assert rows["first: small"]["against the one in use"] == "as good"
-    assert rows["rule: clever"] == {"gain": "2.430 ± 0.010", "against the one in use": "better"}
+    assert rows["rule: clever"] == {"gain": "2.430\u00a0±\u00a00.010", "against the one in use": "better"}
     assert len(ablations.figure("toy").axes) == 4
 
 

@@ -79,7 +79,7 @@ def test_table():
     rows = {"MSP": {"AUPR": 0.12345, "n": 5}, "SML": {"AUPR": float("nan"), "FPR95": None, "note": "ours"}}
     assert results.table(rows, digits=2, corner="score").splitlines() == [
         "| score | AUPR | n | FPR95 | note |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| --- | ---: | ---: | ---: | --- |",
         "| MSP | 0.12 | 5 | – | – |",
         "| SML | – | – | – | ours |",
     ]

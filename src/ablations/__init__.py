@@ -224,7 +224,8 @@ def table(bench_name: str) -> dict[str, dict[str, str]]:
 
 
 def _spread(values: np.ndarray) -> str:
-    return f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else "")
+    mean, kept_together = f"{values.mean():.3f}", "\u00a0±\u00a0"
+    return f"{mean}{kept_together}{values.std(ddof=1):.3f}" if len(values) > 1 else mean
 
 
 def figure(bench_name: str) -> Figure:
