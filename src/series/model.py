@@ -151,7 +151,7 @@ class Classifier(nn.Module):
         self.register_buffer("temperature", torch.ones(()))
 
     @torch.inference_mode()
-    def log_probabilities(self, items: torch.Tensor, members: Sequence[int] = (), batch: int = 256) -> torch.Tensor:
+    def log_probabilities(self, items: torch.Tensor, members: Sequence[int] = (), batch: int = 128) -> torch.Tensor:
         """float32 (N,classes) on the CPU, before the temperature; of some of the members (() = all)."""
         self.eval()
         chosen = [self.members[k] for k in members] or list(self.members)
@@ -191,7 +191,7 @@ def fit_temperature(log_probabilities: torch.Tensor, labels: torch.Tensor) -> fl
 
 
 @torch.no_grad()
-def activation_maps(net: nn.Module, items: torch.Tensor, batch: int = 256) -> torch.Tensor:
+def activation_maps(net: nn.Module, items: torch.Tensor, batch: int = 128) -> torch.Tensor:
     """Where a network looks: float32 (N,w) on the CPU along the time of the items, by its own ``activation_maps``."""
     net.eval()
     return torch.cat([net.activation_maps(part.to(settings.DEVICE)).float().cpu() for part in items.split(batch)])
