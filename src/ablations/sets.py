@@ -38,8 +38,9 @@ SETS = Bench(
 )  # fmt: skip
 CIFAR100 = replace(
     SETS,
-    base=sets.Config(dataset="cifar100", backbone="mobilenet_v2", image_size=128, batch_size=64, optimizer="adamw",
-                     lr=1e-3, weight_decay=1e-2, schedule="cosine", warmup=50, clip_norm=1.0, epochs=2),
+    base=sets.Config(dataset="cifar100", classes=("diverse20",), backbone="mobilenet_v2", image_size=128, batch_size=64,
+                     optimizer="adamw", lr=1e-3, weight_decay=1e-2, schedule="cosine", warmup=50, clip_norm=1.0,
+                     epochs=2),
     weights=settings.WEIGHTS_DIR / "sets" / "cifar100_mobilenet_v2_transformer.pth",
     factors={"head": _HEADS},
 )  # fmt: skip
