@@ -18,7 +18,7 @@ DOORS = {"Config", "datasets", "build_model", "train", "evaluate"} | {  # and fo
     "draw"}  # fmt: skip
 # The plan's ceiling of 4,500 counts every line of src, and four rooms are past it. Held here is less: lines of code,
 # the generators of mini data apart, and the roof (command line, ablations, log, hand-in) apart.
-MODULE_LINES, SRC_LINES, ROOF_LINES, GENERATOR_LINES = 420, 5720, 660, 1320
+MODULE_LINES, SRC_LINES, ROOF_LINES, GENERATOR_LINES = 420, 5640, 660, 1320
 GENERATORS = {
     "road/canvas.py",
     "road/street.py",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from src import series
-from src.ablations.bench import Bench
+from src.ablations.bench import REMOVED, Bench
 from src.series import numbers
 from src.series.data import FIRST_STREAMED
 from src.series.generate import CLASSES
@@ -57,7 +57,6 @@ def _drawn(count: int) -> dict:
 
 
 _PICTURE = {"backbone": "mobilenet_v2", "epochs": 6, "batch_size": 32}
-_SMALL_PICTURE = _PICTURE | {"size": (48, 64)}
 SERIES = Bench(
     room=series,
     base=replace(series.Config.mini(), generated=0, look_weight=0.0, epochs=14, batch_size=32, warmup=40),
@@ -66,21 +65,21 @@ SERIES = Bench(
     factors={
         "flips": {"none": {"flips": (), "average_flips": False}, "in time": {"flips": ("horizontal",)},
                   "in time and value": {}},
-        "noise": {"none": {}, "2 % of the height": {"noise": 0.02}},
-        "cutout": {"none": {}, "20 % of the time": {"cutout": 0.2}},
-        "mixup": {"none": {}, "0.2": {"mixup": 0.2}},
+        "noise": {"none": {}, "2 % of the height": REMOVED},
+        "cutout": {"none": {}, "20 % of the time": REMOVED},
+        "mixup": {"none": {}, "0.2": REMOVED},
         "schedule": {"cosine": {}, "constant": {"schedule": "constant"},
                      "plateau, rate 0.001": {"schedule": "plateau", "warmup": 0, "lr": 1e-3}},
         "early stopping": {"best of 14 epochs": {}, "after 4 without gain": {"patience": 4}},
-        "label smoothing": {"none": {}, "0.1": {"label_smoothing": 0.1}},
+        "label smoothing": {"none": {}, "0.1": REMOVED},
         "dropout": {"none": {"dropout": (0.0, 0.0, 0.0)}, "0.1": {}, "0.3, 0.3, 0.2": {"dropout": (0.3, 0.3, 0.2)}},
         "weight decay": {"none": {"weight_decay": 0.0}, "0.01": {}, "0.1": {"weight_decay": 0.1}},
         "generated series first": {"none": {}, "5,000": {"start": _drawn(5_000)}, "50,000": {"start": _drawn(50_000)}},
         "seen": {
             "trace": {},
-            "picture 48 x 64": _SMALL_PICTURE,
-            "the same, colours jittered": _SMALL_PICTURE | {"color_jitter": 0.3},
-            "the same, turned by up to 5 degrees": _SMALL_PICTURE | {"rotation": 5.0},
+            "picture 48 x 64": _PICTURE | {"size": (48, 64)},
+            "the same, colours jittered": REMOVED,
+            "the same, turned by up to 5 degrees": REMOVED,
             "picture 96 x 128": _PICTURE | {"size": (96, 128)},
             "numbers: summary, boosted trees": partial(from_numbers, "summary"),
             "numbers: random kernels": partial(from_numbers, "kernels"),

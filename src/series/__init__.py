@@ -31,6 +31,8 @@ PRETRAINED = settings.WEIGHTS_DIR / "series" / "generated.pth"  # on generated s
 class Config(training.FitConfig):
     """What the series room can vary."""
 
+    REMOVED = {"label_smoothing": 0.0, "mixup": 0.0, "cutout": 0.0, "noise": 0.0, "color_jitter": 0.0, "rotation": 0.0}
+
     dataset: str = "mini"
     classes: tuple[str, ...] = ()  # () = all
     backbone: str = TRACE  # or a classifier of torchvision by name, which sees the picture
@@ -43,12 +45,6 @@ class Config(training.FitConfig):
     cross_validate: bool = False  # a network for each fold, then one for all; else the first fold validates
     flips: tuple[str, ...] = ("horizontal", "vertical")  # of which a plot may be any, with the same class
     average_flips: bool = True  # probabilities are the mean over them
-    label_smoothing: float = 0.0
-    mixup: float = 0.0  # alpha of the beta distribution; 0 = none
-    cutout: float = 0.0  # share of the time hidden
-    noise: float = 0.0  # std, as a share of a trace's height or a picture's 255
-    color_jitter: float = 0.0  # of pictures: brightness and contrast by up to this share
-    rotation: float = 0.0  # of pictures: degrees either way
     look_weight: float = 0.0  # of looking where recorded events are
 
     def __post_init__(self):
@@ -59,15 +55,14 @@ class Config(training.FitConfig):
             "size": len(self.size) != 2 or min(self.size) < 32,
             "folds": self.folds < 2,
             "classes": self.classes and len({c for c in self.classes if type(c) is str}) < max(2, len(self.classes)),
-            **{name: not 0 <= getattr(self, name) < 1 for name in ("cutout", "color_jitter", "label_smoothing")},
-            **{name: getattr(self, name) < 0 for name in ("generated", "mixup", "noise", "rotation", "look_weight")},
+            **{name: getattr(self, name) < 0 for name in ("generated", "look_weight")},
             "patience": self.cross_validate and (self.patience or self.schedule == "plateau"),
         }
         for name in (name for name, is_wrong in wrong.items() if is_wrong):
             raise settings.InputError(
                 f"{name}={getattr(self, name)!r}: expected flips among {', '.join(FLIPS)}; three shares of dropout; "
                 "height and width of 32 pixels or more; two folds or more; two classes or more by name, none twice; "
-                "nothing negative, and shares below 1; and with cross_validate, where no plot is left to choose an "
+                "nothing negative; and with cross_validate, where no plot is left to choose an "
                 "epoch by, neither patience nor schedule=plateau"
             )
 
