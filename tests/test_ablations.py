@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from src import ablations, checkpoints, defects, results, road, settings, training
 from src.__main__ import main
@@ -144,11 +143,6 @@ def test_a_variant_that_is_gone_keeps_its_record_and_is_not_run(trainings, monke
             ablations.require_same_table("toy", "base", {}, older)
 
 
-def test_a_bench_that_only_scores_has_nothing_to_repeat(trainings, monkeypatch):
-    monkeypatch.setitem(ablations.BENCHES, "toy", replace(ablations.BENCHES["toy"], factors={}))
-    assert list(ablations.todo(["toy"], 3)) == [("toy", "base", 42)]
-
-
 # ------------------------------------------------------------------------------------------ command line
 def test_command_line(trainings, monkeypatch, capsys):
     assert main(["ablate", "toy", "--seeds", "1", "--only", "base"]) == 0
@@ -239,7 +233,7 @@ def test_committed_records_are_of_this_table(bench_name, name):
     entry = ablations.variants(ablations.BENCHES[bench_name])[name]
     if entry != REMOVED:
         ablations.require_same_table(bench_name, name, entry, record)
-    assert len(record["runs"]) >= (ablations.SEEDS if ablations.BENCHES[bench_name].factors else 1)
+    assert len(record["runs"]) >= ablations.SEEDS
     assert not any(run["git_revision"].endswith("-dirty") for run in record["runs"].values())
 
 
@@ -292,21 +286,6 @@ def test_maps_are_judged_by_their_maximum_or_the_mean_of_a_few(few_parts):
     assert found["scoring"]["score"].keys() == set(defects.scores.SCORES)
     assert found["scoring"]["score"][defects.scores.HEADLINE] == whole["image_auroc"]
     assert len(found["scoring"]["image score"]) == 3
-
-
-def test_fewer_students_leave_the_model_as_it_was(few_parts, monkeypatch):
-    from src.ablations.defects import _with_students
-
-    trained, root = few_parts
-    monkeypatch.setattr(defects, "default_root", lambda dataset: root)
-    before = {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
-    one = _with_students(trained, 1)
-    assert len(one.model.students["fabric"]["33"].nets) == 1
-    assert len(trained.model.students["fabric"]["33"].nets) == trained.config.students
-    assert all(torch.equal(before[name], tensor) for name, tensor in trained.model.state_dict().items())
-    image = defects.datasets(trained.config, root)["fabric"]["val"][0]["image"]
-    maps = defects.scores.score_maps(one.model, "fabric", image, one.calibration["fabric"], one.config)
-    assert float(maps["uncertainty"].std()) == 0  # one student never disagrees
 
 
 def test_teachers_are_kept_with_the_runs_and_imagenets_with_the_weights(monkeypatch):

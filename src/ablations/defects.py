@@ -1,11 +1,9 @@
 """What the choices of the defects room are worth."""
 
-from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from src import defects, settings
 from src.ablations.bench import FRESH_SEED, Bench, fresh_root
@@ -27,28 +25,6 @@ def judge_defects(trained) -> dict:
     root = fresh_root("defects")
     textures.write_dataset(root, FRESH_SEED)
     return _judge_maps(trained, defects.samples(trained.config, root, None, "test"))
-
-
-def judge_tiles(trained) -> dict:
-    """The same on validation images of the tiles, and what fewer of the committed students would have said."""
-    parts = defects.samples(trained.config, None, None, "val")
-    found = _judge_maps(trained, parts)
-    found["scoring"]["students"] = {}
-    for count in range(1, trained.config.students + 1):
-        measured = _judge_maps(_with_students(trained, count), parts)
-        found["scoring"]["students"][str(count)] = measured["metrics"]["image_auroc"]
-    return found
-
-
-def _with_students(trained, count: int):
-    """The same model with its first ``count`` students, calibrated anew; the one given is left as it was."""
-    model = deepcopy(trained.model)
-    for by_size in model.students.values():
-        for students in by_size.values():
-            students.nets = nn.ModuleList(students.nets[:count])
-    calibration = {name: scores.calibrate(model, name, parts["val"], trained.config)
-                   for name, parts in defects.datasets(trained.config).items()}  # fmt: skip
-    return replace(trained, model=model, calibration=calibration)
 
 
 def _judge_maps(trained, parts: dict) -> dict:
@@ -94,12 +70,3 @@ DEFECTS = Bench(
                     "random": {"teacher_epochs": 1, "teacher_lr": 0.0}},
     },
 )  # fmt: skip
-TILES = Bench(
-    room=defects,
-    base=defects.Config.real(),
-    metrics=("image_auroc", "aupro"),
-    judge=judge_tiles,
-    train=lambda config, **_: defects.load(defects.weights_path(config), config),
-    baseline={"score": scores.HEADLINE, "image score": "maximum", "students": "3"},
-    factors={},
-)
