@@ -9,7 +9,7 @@ from typing import Any
 from src import settings
 
 FRESH_SEED = 7  # of the images that road and defects are judged on
-REMOVED = "removed"  # a variant that mattered nowhere and is gone from the code: its record stays, and is not run again
+REMOVED = "removed"  # a variant that helped nowhere and is gone from the code: its record stays, and is not run again
 
 
 @dataclass(frozen=True)

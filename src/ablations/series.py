@@ -78,8 +78,8 @@ SERIES = Bench(
         "seen": {
             "trace": {},
             "picture 48 x 64": _PICTURE | {"size": (48, 64)},
-            "the same, colours jittered": REMOVED,
-            "the same, turned by up to 5 degrees": REMOVED,
+            "picture 48 x 64, colours jittered": REMOVED,
+            "picture 48 x 64, turned by up to 5 degrees": REMOVED,
             "picture 64 x 96": _PICTURE | {"size": (64, 96)},  # a larger one would train for minutes
             "numbers: summary, boosted trees": partial(from_numbers, "summary"),
             "numbers: random kernels": partial(from_numbers, "kernels"),
