@@ -23,6 +23,7 @@ from src.series.generate import CLASSES, VERSION, Series, generate, write_csv, w
 COUNTS = {"train": 140, "val": 20, "test": 40}  # series of a class
 BLUE = (31, 119, 180)  # #1f77b4
 DPI = 100
+SIDES = ("left", "bottom", "right", "top")
 
 
 @cache
@@ -40,7 +41,7 @@ def _figure() -> Figure:
 
 
 def draw(values: np.ndarray, path: Path) -> None:
-    """Plot values (n,) into a PNG of about 790x590 pixels, whatever the style of the caller's own figures."""
+    """Plot values (n,) into a PNG of about 790x590 pixels, whatever was drawn before and in whatever style."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.style.context("default"):
         figure = _figure()
@@ -48,6 +49,8 @@ def draw(values: np.ndarray, path: Path) -> None:
         axes.lines[0].set_data(np.arange(len(values)), values)
         axes.relim()
         axes.autoscale_view()
+        # tight_layout starts from the layout it finds: from the last plot's, it would depend on which one that was
+        figure.subplots_adjust(**{side: matplotlib.rcParams[f"figure.subplot.{side}"] for side in SIDES})
         figure.tight_layout()
         box = figure.get_tightbbox(figure.canvas.get_renderer()).padded(0.1)  # "tight" would lay all out once more
         figure.savefig(path, dpi=DPI, bbox_inches=box)

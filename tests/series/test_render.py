@@ -23,19 +23,19 @@ def digests(root: Path) -> dict:
 
 # ---------------------------------------------------------------------------------------------- matplotlib
 def test_the_reused_figure_draws_what_a_fresh_one_does(tmp_path, one_each):
-    render.draw(one_each[1].values, tmp_path / "other.png")
-    render.draw(one_each[0].values, tmp_path / "reused.png")
-    with plt.style.context("default"):
-        figure, axes = plt.subplots(figsize=(8, 6), dpi=100)
-        axes.plot(one_each[0].values, color="#1f77b4", linewidth=1.5)
-        axes.set_xlabel("Time", fontsize=12)
-        axes.set_ylabel("Value", fontsize=12)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        figure.tight_layout()
-        figure.savefig(tmp_path / "fresh.png", dpi=100, bbox_inches="tight")
-        plt.close(figure)
-    np.testing.assert_array_equal(pixels(tmp_path / "reused.png"), pixels(tmp_path / "fresh.png"))
+    for one in one_each:  # each after the one before it
+        render.draw(one.values, tmp_path / "reused.png")
+        with plt.style.context("default"):
+            figure, axes = plt.subplots(figsize=(8, 6), dpi=100)
+            axes.plot(one.values, color="#1f77b4", linewidth=1.5)
+            axes.set_xlabel("Time", fontsize=12)
+            axes.set_ylabel("Value", fontsize=12)
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+            figure.tight_layout()
+            figure.savefig(tmp_path / "fresh.png", dpi=100, bbox_inches="tight")
+            plt.close(figure)
+        np.testing.assert_array_equal(pixels(tmp_path / "reused.png"), pixels(tmp_path / "fresh.png"), one.label)
 
 
 def test_the_style_of_other_figures_does_not_matter(tmp_path, one_each):
