@@ -101,3 +101,9 @@ def test_seed_everything():
     settings.seed_everything(4)
     assert all(a != b for a, b in zip(draw(), first, strict=True))
     settings.seed_everything(2**40)  # beyond what NumPy accepts by itself
+
+
+def test_convolutions_are_in_full_precision(fresh):
+    torch.backends.cudnn.allow_tf32 = True
+    fresh()
+    assert not torch.backends.cudnn.allow_tf32
