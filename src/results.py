@@ -124,7 +124,9 @@ def confirmed(metrics: dict[str, Any], room: str, run: str) -> dict[str, Any]:
         raise ResultError(f"{room}/{run} and the metrics computed anew have no number in common")
     for key, recorded in shared.items():
         if not abs(anew[key] - recorded) <= TOLERANCE:
-            raise ResultError(f"{room}/{run}: {key} is {recorded} in the record, {anew[key]} when computed anew")
+            raise ResultError(f"{room}/{run}: {key} is {recorded} in the record, {anew[key]} when computed anew: code, "
+                              "data or packages have changed (requirements.lock names those of the record); `python "
+                              f"-m src {room} evaluate --json {record_path(room, run)}` writes it again")  # fmt: skip
     return record
 
 

@@ -131,7 +131,7 @@ def test_a_variant_that_is_gone_keeps_its_record_and_is_not_run(trainings, monke
     monkeypatch.setitem(ablations.BENCHES, "toy", replace(ablations.BENCHES["toy"], factors=gone))
     assert list(ablations.todo(["toy"], 9)) == [("toy", "base", seed) for seed in range(45, 51)]
     rows = ablations.table("toy")
-    assert rows["size: 5 x 5"]["against the one in use"] == "better, removed" and "size: 7" not in rows
+    assert rows["size: 5 x 5"]["verdict"] == "better, removed" and "size: 7" not in rows
     record = records()["base"]
     for wide, base in ((False, {}), (True, {}), (False, {"deep": True})):
         older = record | {"base": {key: value for key, value in record["base"].items() if key != "deep"}}
@@ -170,11 +170,11 @@ def test_summary_and_table(trainings):
     assert rows["size: 5 x 5"] == {
         "gain": "5.430\u00a0±\u00a00.010",
         "loss": "-5.430\u00a0±\u00a00.010",
-        "against the one in use": "better",
+        "verdict": "better",
     }
-    assert rows["size: 1"]["against the one in use"] == "in use"
-    assert rows["first: small"]["against the one in use"] == "as good"
-    assert rows["rule: clever"] == {"gain": "2.430\u00a0±\u00a00.010", "against the one in use": "better"}
+    assert next(iter(rows["size: 1"].items())) == ("verdict", "in use")  # first: narrow screens show it
+    assert rows["first: small"]["verdict"] == "as good"
+    assert rows["rule: clever"] == {"gain": "2.430\u00a0±\u00a00.010", "verdict": "better"}
     assert len(ablations.figure("toy").axes) == 4
 
 

@@ -208,7 +208,7 @@ def verdict(values: np.ndarray, base: np.ndarray, paired: bool) -> str:
 
 
 def table(bench_name: str) -> dict[str, dict[str, str]]:
-    """Rows for ``results.table``: mean ± std of each metric, and the first metric against the variant in use."""
+    """Rows for ``results.table``: how the first metric compares with the variant in use; each metric's mean ± std."""
     rows, bench = {}, BENCHES[bench_name]
     for factor, entries in summary(bench_name).items():
         first = bench.metrics[0]
@@ -217,7 +217,7 @@ def table(bench_name: str) -> dict[str, dict[str, str]]:
             cells = {metric: _spread(row[metric]) for metric in bench.metrics if metric in row}
             told = "in use" if row["in_use"] else verdict(row[first], base, factor in bench.baseline)
             gone = ", removed" if row["removed"] else ""
-            rows[f"{factor}: {variant}"] = cells | {"against the one in use": told + gone}
+            rows[f"{factor}: {variant}"] = {"verdict": told + gone} | cells
     return rows
 
 
