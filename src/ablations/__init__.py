@@ -118,7 +118,7 @@ def run(names: Sequence[str], seeds: int = SEEDS, only: str = "") -> None:
         command = f"python -m src ablate {bench_name} --only {name}"
         content = {"command": command, "protocol": PROTOCOL, "device": results.device_name(),
                    "torch": str(torch.__version__), **described(BENCHES[bench_name], entry)}  # fmt: skip
-        content["runs"] = record["runs"] | {str(seed): measured}
+        content["runs"] = dict(sorted((record["runs"] | {str(seed): measured}).items()))
         results.write(content, results.record_path("ablations", f"{bench_name}/{name}"))
 
 
