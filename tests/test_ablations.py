@@ -99,6 +99,15 @@ def test_what_has_a_record_is_not_run_again(trainings, capsys):
     assert len(trainings) == done and "every run has its record already" in capsys.readouterr().out
 
 
+def test_a_run_that_was_taken_out_of_its_record_is_run_again_in_its_place(trainings):
+    ablations.run(["toy"], seeds=3, only="size__5")
+    (record,), path = records().values(), results.record_path("ablations", "toy/size__5_x_5")
+    results.write(record | {"runs": {seed: run for seed, run in record["runs"].items() if seed != "43"}}, path)
+    ablations.run(["toy"], seeds=3, only="size__5")
+    assert [c.seed for c, *_ in trainings] == [42, 43, 44, 43] and list(records()["size__5_x_5"]["runs"]) == [
+        "42", "43", "44"]  # fmt: skip
+
+
 def test_what_a_training_prints_goes_to_its_log(trainings, capsys):
     ablations.run(["toy"], seeds=1, only="base")
     assert "epoch" not in capsys.readouterr().out
