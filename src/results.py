@@ -125,8 +125,8 @@ def confirmed(metrics: dict[str, Any], room: str, run: str) -> dict[str, Any]:
     for key, recorded in shared.items():
         if not abs(anew[key] - recorded) <= TOLERANCE:
             raise ResultError(f"{room}/{run}: {key} is {recorded} in the record, {anew[key]} when computed anew: code, "
-                              "data or packages have changed (requirements.lock names those of the record); `python "
-                              f"-m src {room} evaluate --json {record_path(room, run)}` writes it again")  # fmt: skip
+                              "data or packages have changed (requirements.lock names those of the record); "
+                              f"`{record['command']}` writes it again")  # fmt: skip
     return record
 
 

@@ -64,12 +64,12 @@ def test_missing_entry_names_record_and_key(key):
 
 def test_confirmed_gives_the_record_where_numbers_agree():
     assert results.confirmed({"miou": 0.7}, "road", "mini") == {"miou": 0.7}  # nothing to compare with
-    record = {"miou": 0.5, "per_class": {"road": 0.9, "car": None}, "wall_time": 3.0}
+    record = {"command": "the --split val", "miou": 0.5, "per_class": {"road": 0.9, "car": None}, "wall_time": 3.0}
     results.write(record, results.record_path("road", "mini"))
     assert (
         results.confirmed({"miou": 0.5005, "per_class": {"road": 0.9, "car": float("nan")}}, "road", "mini") == record
     )
-    with pytest.raises(ResultError, match=r"road/mini: per_class\.road is 0\.9 in the record, 0\.5 when.*lock"):
+    with pytest.raises(ResultError, match=r"road/mini: per_class\.road is 0\.9 .*, 0\.5 .*lock.*`the --split val`"):
         results.confirmed({"miou": 0.5, "per_class": {"road": 0.5}}, "road", "mini")
     with pytest.raises(ResultError, match="no number in common"):
         results.confirmed({"IoU": 0.5}, "road", "mini")
