@@ -18,10 +18,10 @@ from src import checkpoints, plots, results, settings, training
 from src.metrics import ConfusionMatrix
 from src.road import data, figures, outliers, scenes
 from src.road import evaluate as evaluation
-from src.road.model import deeplabv3, load_pretrained, load_segmentation, segmentation_loss
+from src.road.model import deeplabv3, load_by_class, load_pretrained, load_segmentation, segmentation_loss
 from src.road.model import predict as predict_maps
 
-REAL = ("camvid", "camvid_cyclists")  # the data sets that profile real trains on
+REAL = ("camvid", "camvid_cyclists", "cityscapes")  # the data sets that profile real trains on
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,28 @@ class Config(training.FitConfig):
 
     @classmethod
     def real(cls, dataset: str = "camvid") -> Self:
-        epochs = 40 if dataset == "camvid_cyclists" else 24  # of 134 frames, of 367
-        return cls(dataset=dataset, pretrained="imagenet", output_stride=16, image_size=(540,),
-                   crop_size=(360, 480), augmentation="scale_jitter", balance=True, epochs=epochs, batch_size=8,
-                   optimizer="adamw", lr=6e-4, weight_decay=1e-2, schedule="poly", warmup=100,
-                   clip_norm=5.0, outlier_epochs=8)  # fmt: skip
+        recipe = cls(
+            dataset=dataset,
+            pretrained="imagenet",
+            output_stride=16,
+            image_size=(540,),
+            crop_size=(360, 480),
+            augmentation="scale_jitter",
+            balance=True,
+            epochs=40 if dataset == "camvid_cyclists" else 24,  # of 134 frames, of 367
+            batch_size=8,
+            optimizer="adamw",
+            lr=6e-4,
+            weight_decay=1e-2,
+            schedule="poly",
+            warmup=100,
+            clip_norm=5.0,
+            outlier_epochs=8,
+        )
+        if dataset != "cityscapes":
+            return recipe
+        # 2,678 frames, an epoch takes minutes: a run is 100 of them, and the next goes on from its weights
+        return replace(recipe, image_size=(384,), crop_size=(256, 256), epochs=4, outlier_epochs=2)
 
     @classmethod
     def full(cls) -> Self:
@@ -139,7 +156,8 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
           run_dir: Path | None = None, out: Path | None = None) -> Trained:  # fmt: skip
     """Train (or resume) the run in ``run_dir``, calibrate the scores, and write the checkpoint ``out``.
 
-    ``weights`` is a local file for the config's ``pretrained`` weights, in place of torchvision's download.
+    ``weights`` is a checkpoint of this system to go on from, or a local file for the config's ``pretrained`` weights,
+    in place of torchvision's download.
     The epoch is chosen by validation mIoU; then the outlier head learns, if the config has one. The file is stored
     in fp16 where that brings it under ``checkpoints.LIMIT``; calibration is that of the stored weights.
     """
@@ -148,7 +166,7 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
     loaders = get_dataloaders(config, sets)
     segmenter = replace(config, outlier_epochs=0)
     model = build_model(segmenter)
-    load_pretrained(model, config.backbone, config.pretrained, weights)
+    start_from(model, config, weights)
     balance = data.class_weights(sets["train"]).to(settings.DEVICE) if config.balance else None
     history = training.fit(
         model,
@@ -165,6 +183,22 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
         monitor="miou",
     )
     return finish(config, model, sets, history, run_dir, out or weights_path(config))
+
+
+def start_from(model: nn.Module, config: Config, weights: Path | None) -> None:
+    """Fill a fresh segmenter from ``weights``: a checkpoint of this system, or the config's ``pretrained`` weights.
+
+    Of a checkpoint, backbone, ASPP and the class rows of equal names are taken over, whatever data set it is of.
+    """
+    content = checkpoints.read(weights) if weights else {}
+    if "format" not in content:
+        load_pretrained(model, config.backbone, config.pretrained, weights)
+        return
+    content = checkpoints.load(weights)
+    known, own = ([entry.name for entry in data.dataset_class(name).classes]
+                  for name in (content["config"]["dataset"], config.dataset))  # fmt: skip
+    kept = load_by_class(model, content["weights"], weights, known, own)
+    print(f"{weights}: starts from its weights, with the rows of {len(kept)} of {len(own)} classes: {', '.join(kept)}")
 
 
 def finish(config: Config, model: nn.Module, sets: dict, history: list[dict], run_dir: Path, path: Path) -> Trained:

@@ -1,4 +1,4 @@
-"""Road images with label maps: StreetHazards (real or mini), CamVid and RoadAnomaly as one kind of sample.
+"""Road images with label maps: StreetHazards (real or mini), CamVid, Cityscapes and anomaly sets as one kind of sample.
 
 A sample is ``{"image": Image uint8 (3,H,W), "mask": Mask uint8 (1,H,W), "name": str}``. A mask holds the
 data set's known classes, its ``anomaly`` label if it has one, and ``IGNORE``.
@@ -101,11 +101,12 @@ def _natural(key: str) -> tuple:
     return (folder, 0, int(name), "") if name.isdigit() else (folder, 1, 0, name)
 
 
-def _by_stem(folder: Path, *suffixes: str) -> dict[str, Path]:
-    paths = (p for p in folder.rglob("*") if p.suffix.lower() in suffixes)
+def _by_stem(folder: Path, *suffixes: str, ending: str = "", only: bool = False) -> dict[str, Path]:
+    """Files below a folder by their path in it, without suffix and ``ending``; with ``only`` those that have one."""
+    paths = (p for p in folder.rglob("*") if p.suffix.lower() in suffixes and (not only or p.stem.endswith(ending)))
     found: dict[str, Path] = {}
     for path in sorted(paths):
-        key = path.relative_to(folder).with_suffix("").as_posix()
+        key = path.relative_to(folder).with_suffix("").as_posix().removesuffix(ending)
         if key in found:
             raise DataError(f"{found[key]} and {path.name} share one name: which is the image? Remove the other")
         found[key] = path
@@ -216,12 +217,110 @@ class RoadAnomaly(RoadDataset):
         return _by_stem(self.root / "images", ".png", ".jpg"), _by_stem(self.root / "masks", ".png")
 
 
+class SegmentMeIfYouCan(RoadDataset):
+    """Anomaly sets laid out as SegmentMeIfYouCan's (Chan et al., arXiv:2104.14812): RoadAnomaly21, RoadObstacle21,
+    Fishyscapes Lost & Found and Static. Masks: 0 normal, 1 anomalous, 255 ignored.
+
+    ``images`` also holds the frames whose masks the benchmark keeps to itself: they are left out, which is printed.
+    """
+
+    splits = ("test",)
+    anomaly = 1
+    remap = {0: 0, 1: 1, IGNORE: IGNORE}
+
+    def files(self):
+        images = _by_stem(self.root / "images", ".png", ".jpg", ".jpeg", ".webp")
+        masks = _by_stem(self.root / "labels_masks", ".png", ending="_labels_semantic")
+        hidden = images.keys() - masks.keys()
+        if hidden and masks:
+            print(f"{self.root}: {len(hidden)} of {len(images)} images have no mask and are left out")
+        return {key: path for key, path in images.items() if key not in hidden}, masks
+
+
+class Cityscapes(RoadDataset):
+    """Cityscapes (Cordts et al. 2016) in its official layout: the 19 classes of its benchmark.
+
+    Train and val are both cut from the official train folder, whose every tenth frame in order is val; test is the
+    official val folder, the only other one with public labels. A root that holds only one of the folders will do.
+    Label maps hold train ids, or (where there are none of these) the label ids of the annotation.
+    """
+
+    classes = tuple(
+        LabelClass(*entry)
+        for entry in (
+            ("road", (128, 64, 128)),
+            ("sidewalk", (244, 35, 232)),
+            ("building", (70, 70, 70)),
+            ("wall", (102, 102, 156)),
+            ("fence", (190, 153, 153)),
+            ("pole", (153, 153, 153)),
+            ("traffic light", (250, 170, 30)),
+            ("traffic sign", (220, 220, 0)),
+            ("vegetation", (107, 142, 35)),
+            ("terrain", (152, 251, 152)),
+            ("sky", (70, 130, 180)),
+            ("person", (220, 20, 60)),
+            ("rider", (255, 0, 0)),
+            ("car", (0, 0, 142)),
+            ("truck", (0, 0, 70)),
+            ("bus", (0, 60, 100)),
+            ("train", (0, 80, 100)),
+            ("motorcycle", (0, 0, 230)),
+            ("bicycle", (119, 11, 32)),
+        )
+    )
+    TRAIN_IDS = {**{label: label for label in range(19)}, IGNORE: IGNORE}
+    LABEL_IDS = (
+        7,
+        8,
+        11,
+        12,
+        13,
+        17,
+        19,
+        20,
+        21,
+        22,
+        23,
+        24,
+        25,
+        26,
+        27,
+        28,
+        31,
+        32,
+        33,
+    )  # of the 19 classes, in order
+
+    def __init__(self, root: Path | str, split: str):
+        super().__init__(root, split)
+        if split != "test":
+            held_out = {index for index in range(len(self.pairs)) if index % 10 == 9}
+            self.pairs = [pair for index, pair in enumerate(self.pairs) if (index in held_out) == (split == "val")]
+
+    def files(self):
+        folder = "val" if self.split == "test" else "train"
+        images = _by_stem(self.root / "leftImg8bit" / folder, ".png", ".jpg", ".jpeg", ".webp", ending="_leftImg8bit")
+        for kind in ("TrainIds", "Ids"):
+            labels = _by_stem(self.root / "gtFine" / folder, ".png", ending=f"_gtFine_label{kind}", only=True)
+            if labels:
+                break
+        self.remap = (
+            self.TRAIN_IDS
+            if kind == "TrainIds"
+            else dict.fromkeys(range(256), IGNORE) | {label: index for index, label in enumerate(self.LABEL_IDS)}
+        )
+        return images, labels
+
+
 DATASETS: dict[str, type[RoadDataset]] = {
     "mini": StreetHazards,
     "streethazards": StreetHazards,
     "camvid": CamVid,
     "camvid_cyclists": CamVidCyclists,
+    "cityscapes": Cityscapes,
     "road_anomaly": RoadAnomaly,
+    "smiyc": SegmentMeIfYouCan,
 }
 
 

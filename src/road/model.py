@@ -4,6 +4,7 @@ Parameter names are torchvision's own (``backbone.*``, ``classifier.*``, ``aux_c
 weight files, and checkpoints that others trained with it, load as they are.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -115,6 +116,27 @@ def load_segmentation(model: DeepLabV3, state: dict, source, drop: bool = False)
         print(f"{source}: left out {', '.join(sorted(misfits))}: absent or of another shape")
     kept = {n: t for n, t in state.items() if n not in misfits}
     checkpoints.load_weights(model, kept | {n: own[n] for n in misfits if n in own}, source)
+
+
+CLASS_LAYERS = ("classifier.4.", "aux_classifier.4.")
+
+
+def load_by_class(model: DeepLabV3, state: dict, source, theirs: Sequence[str], ours: Sequence[str]) -> list[str]:
+    """Fill a model of the classes ``ours`` from the weights of one of the classes ``theirs``; an outlier head is left.
+
+    Class layers take over the rows whose classes have one name and keep their own otherwise; all else must fit.
+    Returns the names that were found.
+    """
+    kept = [name for name in ours if name in theirs]
+    rows, sources = ([names.index(name) for name in kept] for names in (ours, theirs))
+    own = model.state_dict()
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("outlier_head.")}
+    for name in own.keys() & state.keys():
+        if name.startswith(CLASS_LAYERS) and own[name].shape[1:] == state[name].shape[1:]:
+            own[name][rows] = state[name][sources]
+            state[name] = own[name]
+    checkpoints.load_weights(model, state, source)
+    return kept
 
 
 def _shape(state: dict, name: str) -> torch.Size | None:

@@ -226,7 +226,7 @@ def test_label_map_of_another_kind_is_named(tmp_path, labels):
 
 
 def test_unknown_names_are_errors():
-    assert "camvid" in error_of(lambda: data.dataset_class("cityscapes"))
+    assert "camvid" in error_of(lambda: data.dataset_class("kitti"))
     assert "flip" in error_of(lambda: data.Augment("rotate", 13, (8, 8), None))
 
 
@@ -471,3 +471,45 @@ def test_legend_and_samples_show_every_class_and_sample(mini_root):
     shown = [axis.images[0].get_array() for axis in figure.axes]
     assert len(shown) == 6 and np.array_equal(shown[3], dataset[5]["image"].permute(1, 2, 0))
     assert np.array_equal(shown[4], data.mask_to_rgb(dataset[5]["mask"][0], dataset))
+
+
+# ------------------------------------------------------------------------- Cityscapes and SegmentMeIfYouCan
+def write_cityscapes(root: Path, split: str, frames: int, kind: str = "labelTrainIds", suffix: str = "png") -> None:
+    """Cityscapes' layout; a frame's number is its grey, its labels are a row of each id 0..7, and 255."""
+    labels = np.repeat(np.uint8([0, 1, 7, 8, 11, 255])[:, None], 8, axis=1)
+    for number in range(frames):
+        name = f"{('aachen', 'bremen')[number % 2]}/x_{number:06d}_000019"
+        write(root / "leftImg8bit" / split / f"{name}_leftImg8bit.{suffix}", np.full((*SIZE, 3), number, np.uint8))
+        write(root / "gtFine" / split / f"{name}_gtFine_{kind}.png", labels)
+
+
+def test_cityscapes_train_and_val_are_cut_from_the_train_folder(tmp_path):
+    write_cityscapes(tmp_path, "train", 25, suffix="jpg")
+    train, val = (data.Cityscapes(tmp_path, split) for split in ("train", "val"))
+    assert len(train) == 23 and len(val) == 2 and not set(train.pairs) & set(val.pairs)
+    assert val.pairs == sorted(train.pairs + val.pairs)[9::10]
+    assert train[0]["mask"][0, :, 0].tolist() == [0, 1, 7, 8, 11, 255] and len(train.classes) == 19
+    with pytest.raises(data.DataError, match="no images"):
+        data.Cityscapes(tmp_path, "test")
+
+
+def test_cityscapes_test_is_the_official_val_folder_and_label_ids_become_train_ids(tmp_path):
+    write_cityscapes(tmp_path, "val", 3, "labelIds")
+    (tmp_path / "gtFine" / "val" / "aachen" / "x_000000_000019_gtFine_instanceIds.png").write_bytes(b"not read")
+    test = data.Cityscapes(tmp_path, "test")
+    assert len(test) == 3
+    assert test[0]["mask"][0, :, 0].tolist() == [255, 255, 0, 1, 2, 255]
+    official = {"road": 7, "sidewalk": 8, "building": 11, "pole": 17, "sky": 23, "person": 24, "bicycle": 33}
+    assert all(test.table[label] == [c.name for c in test.classes].index(name) for name, label in official.items())
+
+
+def test_smiyc_reads_both_ways_of_naming_masks_and_says_which_frames_have_none(tmp_path, capsys):
+    mask = np.repeat(np.uint8([0, 1, 255, 0, 0, 0])[:, None], 8, axis=1)
+    for name in ("a", "b", "c"):
+        write(tmp_path / "images" / f"{name}.jpg", np.zeros((*SIZE, 3), np.uint8))
+    write(tmp_path / "labels_masks" / "a.png", mask)
+    write(tmp_path / "labels_masks" / "b_labels_semantic.png", mask)
+    found = data.DATASETS["smiyc"](tmp_path, "test")
+    assert len(found) == 2 and found.anomaly == 1
+    assert found[1]["mask"][0, :, 0].tolist() == [0, 1, data.IGNORE, 0, 0, 0]
+    assert "1 of 3 images have no mask" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ import torchvision
 from torch import nn
 from torchvision.models import segmentation
 
-from src import checkpoints, settings
+from src import checkpoints, road, settings
+from src.road import data
 from src.road import model as models
 
 CASES = [(backbone, stride) for backbone in models.BACKBONES for stride in (8, 16)]
@@ -205,3 +207,34 @@ def test_loss_weighs_classes():
 def test_logits_come_at_the_size_asked_for(size):
     logits, _ = models.predict(built("mobilenet_v2", 16), torch.randn(2, 3, 64, 96), size)
     assert logits.shape == (2, 5, *size) and logits.dtype == torch.float32 and not logits.requires_grad
+
+
+# ------------------------------------------------------------------------ starting from another run's weights
+def test_weights_of_another_data_set_give_all_but_the_rows_of_new_classes(tiny_weights, capsys):
+    theirs, own = ([c.name for c in data.DATASETS[name].classes] for name in ("mini", "cityscapes"))
+    given = checkpoints.load(tiny_weights)["weights"]
+    config = road.Config(dataset="cityscapes", width=0.25, image_size=(48, 80), pretrained="imagenet")
+    model, fresh = road.build_model(config), road.build_model(config).state_dict()
+    road.start_from(model, config, tiny_weights)
+    state = model.state_dict()
+    for head in ("classifier.4", "aux_classifier.4"):
+        for row, name in enumerate(own):
+            expected = given[f"{head}.bias"][theirs.index(name)] if name in theirs else fresh[f"{head}.bias"][row]
+            assert state[f"{head}.bias"][row] == expected
+    others = [name for name in state if ".4." not in name or name.startswith("backbone")]
+    assert all(torch.equal(state[name], given[name]) for name in others)
+    shared = [name for name in own if name in theirs]
+    assert len(shared) == 9 and f"{len(shared)} of 19 classes: {', '.join(shared)}" in capsys.readouterr().out
+
+
+def test_weights_of_another_width_are_refused(tiny_weights):
+    config = road.Config(dataset="cityscapes", width=0.35, image_size=(48, 80))
+    with pytest.raises(checkpoints.CheckpointError, match="does not fit"):
+        road.start_from(road.build_model(config), config, tiny_weights)
+
+
+def test_training_goes_on_from_a_checkpoint_of_the_same_data(mini_root, tiny_config, tiny_weights, tmp_path):
+    still = replace(tiny_config, lr=0.0)
+    trained = road.train(still, mini_root, weights=tiny_weights, run_dir=tmp_path / "run", out=tmp_path / "out.pth")
+    given = checkpoints.load(tiny_weights)["weights"]
+    assert all(torch.equal(tensor, given[name]) for name, tensor in trained.model.named_parameters())
