@@ -1,4 +1,4 @@
-"""The command line: ``python -m src ROOM ACTION [options] [key=value ...]``, and the whole project's own commands."""
+"""The command line: ``python -m src SYSTEM ACTION [options] [key=value ...]``, and the whole project's own commands."""
 
 import argparse
 import importlib
@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from src import checkpoints, results, settings
+from src import checkpoints, records, settings
 
-ROOMS = ("road", "defects", "sets", "series")
+SYSTEMS = ("road", "defects", "sets", "series")
 ACTIONS = ("data", "train", "evaluate", "predict", "figures", "report")
 EXAMPLES = """examples:
   python -m src road data                            write the mini data set (offline, about a minute)
@@ -32,23 +32,23 @@ EXAMPLES = """examples:
   python -m src sets predict 0.png 1.png 2.png 3.png 4.png 5.png 6.png 7.png 8.png 9.png
   python -m src series evaluate --dataset plots --root DIR --split test --weights assets/weights/series/plots.pth
   python -m src series predict plot.png numbers.csv --weights assets/weights/series/plots.pth --out build/series
-  python -m src ablate sets                          what each choice of a room is worth (ablate --help)
+  python -m src ablate sets                          what each choice of a system is worth (ablate --help)
   python -m src experiments                          EXPERIMENTS.md from the records
   python -m src submission                           build/submission.zip, or what it still lacks
   torchrun --nproc-per-node 4 -m src road train --profile full --root DIR
-  python -m src road train epochs=5 lr=1e-3          any setting of the room's Config as key=value
+  python -m src road train epochs=5 lr=1e-3          any setting of the system's Config as key=value
 """
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of every room and action."""
+    """The options of every system and action."""
     options = argparse.ArgumentParser(
         prog="python -m src",
-        description="Find what does not belong: data, training, evaluation, prediction and figures of a room.",
+        description="Find what does not belong: data, training, evaluation, prediction and figures of a system.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    options.add_argument("room", choices=ROOMS)
+    options.add_argument("system", choices=SYSTEMS)
     options.add_argument("action", choices=ACTIONS)
     options.add_argument("items", nargs="*", metavar="key=value | FILE", help="settings; for predict also files")
     options.add_argument("--profile", choices=settings.PROFILES, default=settings.PROFILE)
@@ -63,11 +63,11 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def base_config(room, arguments: argparse.Namespace):
+def base_config(system, arguments: argparse.Namespace):
     """The profile's config, for the data set named on the command line where it can be trained on."""
     if arguments.profile != "real":
-        return getattr(room.Config, arguments.profile)()
-    return room.Config.real(arguments.dataset) if arguments.dataset in room.REAL else room.Config.real()
+        return getattr(system.Config, arguments.profile)()
+    return system.Config.real(arguments.dataset) if arguments.dataset in system.REAL else system.Config.real()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,13 +78,13 @@ def main(argv: list[str] | None = None) -> int:
     if argv in (["experiments"], ["submission"]):
         return reporting(importlib.import_module(f"src.{argv[0]}").main)
     arguments = parser().parse_intermixed_args(argv)
-    room = importlib.import_module(f"src.{arguments.room}")
+    system = importlib.import_module(f"src.{arguments.system}")
     overrides = [item for item in arguments.items if "=" in item]
     files = [Path(item) for item in arguments.items if "=" not in item]
     if files and arguments.action != "predict":
         print(f"error: {files[0]}: only predict takes files; settings are given as key=value", file=sys.stderr)
         return 2
-    return reporting(lambda: run(room, arguments, overrides, files, argv))
+    return reporting(lambda: run(system, arguments, overrides, files, argv))
 
 
 def reporting(command: Callable[[], None]) -> int:
@@ -97,57 +97,57 @@ def reporting(command: Callable[[], None]) -> int:
     return 0
 
 
-def run(room, arguments: argparse.Namespace, overrides: list[str], files: list[Path], argv: list[str]) -> None:
+def run(system, arguments: argparse.Namespace, overrides: list[str], files: list[Path], argv: list[str]) -> None:
     """Do what the arguments ask for; raises ``settings.InputError`` for input that cannot be used."""
-    config = base_config(room, arguments)
-    if arguments.action == "report" and not hasattr(room, "write_report"):
-        raise settings.InputError(f"{arguments.room} has no report; use evaluate, predict or figures")
+    config = base_config(system, arguments)
+    if arguments.action == "report" and not hasattr(system, "write_report"):
+        raise settings.InputError(f"{arguments.system} has no report; use evaluate, predict or figures")
     if arguments.action in ("data", "train"):
         config = config.override([f"dataset={arguments.dataset or config.dataset}", *overrides])
     if arguments.action == "data":
-        room.make_data(config, arguments.root)
+        system.make_data(config, arguments.root)
         return
     if arguments.action == "train":
-        trained = room.train(config, arguments.root, weights=arguments.weights)
+        trained = system.train(config, arguments.root, weights=arguments.weights)
         print(f"wrote {trained.source}")
         return
     if arguments.action == "predict" and not files:
-        raise settings.InputError("predict needs image files: python -m src ROOM predict FILE ...")
-    trained = room.load(arguments.weights or existing_weights(room, config), config, overrides)
+        raise settings.InputError("predict needs image files: python -m src SYSTEM predict FILE ...")
+    trained = system.load(arguments.weights or existing_weights(system, config), config, overrides)
     if arguments.action == "evaluate":
-        record = evaluate(room, trained, arguments, argv)
+        record = evaluate(system, trained, arguments, argv)
         if arguments.json:
-            print(f"wrote {results.write(record, arguments.json)}")
+            print(f"wrote {records.write(record, arguments.json)}")
     elif arguments.action == "predict":
-        print(json.dumps(room.predict(trained, files, arguments.out), indent=1))
+        print(json.dumps(system.predict(trained, files, arguments.out), indent=1))
     else:
-        for path in write_files(room, trained, arguments):
+        for path in write_files(system, trained, arguments):
             print(f"wrote {path}")
 
 
-def write_files(room, trained, arguments: argparse.Namespace) -> list[Path]:
-    """Figures, or the report of a room that has one."""
+def write_files(system, trained, arguments: argparse.Namespace) -> list[Path]:
+    """Figures, or the report of a system that has one."""
     if arguments.action == "figures":
-        return room.draw(trained, arguments.root, arguments.dataset)
-    return room.write_report(trained, arguments.root, arguments.dataset, arguments.split, arguments.out)
+        return system.draw(trained, arguments.root, arguments.dataset)
+    return system.write_report(trained, arguments.root, arguments.dataset, arguments.split, arguments.out)
 
 
-def existing_weights(room, config) -> Path:
+def existing_weights(system, config) -> Path:
     """The committed weights of a config; an error that names the training command where there are none."""
-    path = room.weights_path(config)
+    path = system.weights_path(config)
     if not path.exists():
-        command = checkpoints.train_command(room, config)
+        command = checkpoints.train_command(system, config)
         raise settings.InputError(f"{path} is missing; make it with `{command}`, or name a file with --weights FILE")
     return path
 
 
-def evaluate(room, trained, arguments: argparse.Namespace, argv: list[str]) -> dict:
+def evaluate(system, trained, arguments: argparse.Namespace, argv: list[str]) -> dict:
     """Evaluate, print the headline, and return the record."""
     start = time.monotonic()
-    metrics, data, protocol = room.measure(trained, arguments.root, arguments.dataset, arguments.split)
+    metrics, data, protocol = system.measure(trained, arguments.root, arguments.dataset, arguments.split)
     command = shlex.join(["python", "-m", "src", *_portable(argv)])
     config = vars(trained.config)
-    record = results.provenance(command, config, data, protocol, time.monotonic() - start) | metrics
+    record = records.provenance(command, config, data, protocol, time.monotonic() - start) | metrics
     headline = {key: value for key, value in metrics.items() if isinstance(value, float)}
     print("  ".join(f"{key} {value:.4f}" for key, value in headline.items()))
     return record

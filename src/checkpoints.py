@@ -5,7 +5,7 @@ A checkpoint is one dict of tensors and plain values::
     {"format": 1, "weights": state dict, "config": {...}, "step": int, "epoch": int,
      "metric": {"name": str, "value": float}, "torch": version, "extras": {...}}
 
-``extras`` holds what a room needs beside the weights (statistics, thresholds, curves); ``step``, ``epoch`` and
+``extras`` holds what a system needs beside the weights (statistics, thresholds, curves); ``step``, ``epoch`` and
 ``metric`` are those of a run's ``best.pth``, and may be missing elsewhere.
 """
 
@@ -126,7 +126,7 @@ def load(path: Path | str) -> dict:
 
 
 def load_finished(path: Path | str) -> dict:
-    """``load`` of what a room's training wrote at its end; CheckpointError for the file of a run under way."""
+    """``load`` of what a system's training wrote at its end; CheckpointError for the file of a run under way."""
     content = load(path)
     if "extras" not in content:
         raise CheckpointError(f"{path} is of a run that has not ended: let it, and use what it writes")
@@ -200,25 +200,25 @@ def require_same_config(config: Any, content: dict, source: Path | str) -> None:
         )
 
 
-def load_or_train(room: ModuleType, config: Any, root: Path | None, run_training: bool, weights: Path | None = None):
-    """The trained model of a room's config. Three states and no fourth.
+def load_or_train(system: ModuleType, config: Any, root: Path | None, run_training: bool, weights: Path | None = None):
+    """The trained model of a system's config. Three states and no fourth.
 
     Weights that exist are loaded; what is missing is trained (from ``weights``, if given) if training is on; else
     CheckpointError names the command that makes it. A file that cannot be loaded never becomes a training run.
     """
-    path = room.weights_path(config)
+    path = system.weights_path(config)
     if not path.exists():
         if not run_training:
-            command = f"{train_command(room, config, weights)}    (or ./download.sh weights)"
+            command = f"{train_command(system, config, weights)}    (or ./download.sh weights)"
             raise CheckpointError(f"{path} is missing and training is off. Make it with:\n  {command}")
-        room.train(config, root, weights=weights)
+        system.train(config, root, weights=weights)
     require_same_config(config, load(path), path)
-    return room.load(path, config)
+    return system.load(path, config)
 
 
-def train_command(room: ModuleType, config: Any, weights: Path | None = None) -> str:
-    """What trains the model of a room's config that is one of its profiles', from ``weights`` of the project."""
-    name, whole, real = room.__name__.rpartition(".")[2], type(config).full(), config.dataset in room.REAL
+def train_command(system: ModuleType, config: Any, weights: Path | None = None) -> str:
+    """What trains the model of a system's config that is one of its profiles', from ``weights`` of the project."""
+    name, whole, real = system.__name__.rpartition(".")[2], type(config).full(), config.dataset in system.REAL
     full = config == whole or (config.dataset == whole.dataset and not real)
     profile = "full" if full else "real" if real else "mini"
     start = f" --weights {weights.relative_to(settings.ROOT)}" if weights else ""

@@ -8,11 +8,11 @@ import re
 import tomllib
 from pathlib import Path
 
-from src import results, settings
+from src import records, settings
 
 SOURCE = settings.ROOT / "assets" / "experiments.toml"
 TARGET = settings.ROOT / "EXPERIMENTS.md"
-REFERENCE = re.compile(r"\{(?P<room>\w+)/(?P<run>[\w/]+):(?P<key>[^{}|]+)(?:\|(?P<format>[^{}]+))?\}")
+REFERENCE = re.compile(r"\{(?P<system>\w+)/(?P<run>[\w/]+):(?P<key>[^{}|]+)(?:\|(?P<format>[^{}]+))?\}")
 FIELDS = ("title", "when", "records", "hypothesis", "outcome", "lesson")
 HEAD = """# Experiments
 
@@ -25,7 +25,7 @@ def filled(text: str) -> str:
     """The text with each reference replaced by its number; ResultError where a record or entry is missing."""
 
     def number(match: re.Match) -> str:
-        return format(results.value(match["room"], match["run"], match["key"]), match["format"] or ".3f")
+        return format(records.value(match["system"], match["run"], match["key"]), match["format"] or ".3f")
 
     return REFERENCE.sub(number, text)
 
@@ -47,8 +47,8 @@ def render(source: Path = SOURCE) -> str:
 
 
 def _revision(name: str) -> str:
-    """The code that a record ``room/run`` was measured with; of several runs, the latest."""
-    record = results.load(*name.split("/", 1))
+    """The code that a record ``system/run`` was measured with; of several runs, the latest."""
+    record = records.load(*name.split("/", 1))
     return record["git_revision"] if "git_revision" in record else [*record["runs"].values()][-1]["git_revision"]
 
 

@@ -1,4 +1,4 @@
-"""Image files in and out: what every room needs of them, and no more."""
+"""Image files in and out: what every system needs of them, and no more."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The house style, and the figures that do not depend on a room.
+"""The figure style, and the figures that do not depend on a system.
 
 Colours are Okabe and Ito's colour-blind-safe cycle; scores use a perceptually uniform map.
 """
@@ -22,7 +22,7 @@ WIDTH = 9.0  # inches: readable at GitHub's column width
 
 
 def style() -> None:
-    """Set matplotlib to the house style; called by every notebook's set-up cell."""
+    """Set matplotlib to the figure style; called by every notebook's set-up cell."""
     plt.rcParams.update(
         {
             "axes.prop_cycle": plt.cycler(color=COLORS),

@@ -1,4 +1,4 @@
-"""The one training loop of all rooms.
+"""The one training loop of all systems.
 
 ``fit`` runs on a CPU, a GPU, or, started by ``torchrun``, on several processes; it can be killed at any
 moment and resumes from the last finished epoch. Order, augmentation and dropout of an epoch depend on
@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from src import checkpoints, configs, settings
+from src import checkpoints, config, settings
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 RESUMED = ("optimizer", "scheduler", "scaler")  # of a Trainer, what a killed run takes up beside the weights
@@ -40,8 +40,8 @@ class NonFiniteLoss(RuntimeError):
 
 
 @dataclass(frozen=True)
-class FitConfig(configs.Config):
-    """How to train; every room's Config extends it."""
+class FitConfig(config.Config):
+    """How to train; every system's Config extends it."""
 
     seed: int = settings.SEED
     epochs: int = 30
@@ -309,7 +309,7 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train ``model`` in place and leave it with the weights of its best epoch.
 
-    ``batches`` is a sized iterable with ``set_epoch(epoch)`` (``Batches``, or a room's own);
+    ``batches`` is a sized iterable with ``set_epoch(epoch)`` (``Batches``, or a system's own);
     ``loss(model, batch)`` gives a scalar; ``validate(model)`` gives a dict of floats, alike on every rank,
     in which ``monitor`` picks the best epoch (None: nothing is chosen, the last one is kept). ``run_dir`` receives
     ``best.pth``, ``last.pth`` and TensorBoard scalars; a ``last.pth`` that is there already, made with the same

@@ -11,8 +11,8 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from src import series, settings
-from src.series import data, evaluation, traces
-from src.series.generate import generate
+from src.series import data, envelope, evaluation
+from src.synthetic.time_series import generate
 from tests.benchmarking import run
 
 PROTOCOL = "generated series, balanced; accuracy with 95 % interval over 1000 bootstrap resamples of series"
@@ -21,7 +21,7 @@ FIRST = 5_000_000  # no training run has come that far
 
 def seen(model, per_class: int, split: str, seed: int) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
     """Log-probabilities (N,9), what the axes tell (N,3), labels (N,)."""
-    plots = data.pool(traces.of_series, per_class, first=FIRST, split=split, seed=seed)
+    plots = data.pool(envelope.of_series, per_class, first=FIRST, split=split, seed=seed)
     logs = model.log_probabilities(plots.items).numpy()
     drawn = [generate(name.split("/")[0], int(name.split("/")[1]), split, seed).values for name in plots.names]
     axes = np.array([[np.log(len(values)), values.min(), values.max()] for values in drawn])

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Subset
 
-from src import results, road, training
+from src import records, road, training
 from src.metrics import PixelRanking
 from src.road import data
 from src.road.model import predict
@@ -99,7 +99,7 @@ def measured(options) -> tuple[dict, dict, dict]:
 
 
 def show(found: dict) -> None:
-    print(results.table(found["ratios"], corner="ratio to max logit"))
+    print(records.table(found["ratios"], corner="ratio to max logit"))
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ from time import perf_counter
 import torch
 
 from src import settings
-from src.series.evaluate import by_length, measure
-from src.series.generate import CLASSES
+from src.series.evaluation import by_length, measure
 from src.series.numbers import KINDS, FromNumbers, drawn
+from src.synthetic.time_series import CLASSES
 from tests.benchmarking import run
 
 PROTOCOL = "generated series, balanced; accuracy with 95 % interval over 1000 bootstrap resamples of series"

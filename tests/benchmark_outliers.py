@@ -1,4 +1,4 @@
-"""Compares scores on validation images with artificial anomalies: how the road room's score was chosen.
+"""Compares scores on validation images with artificial anomalies: how the road system's score was chosen.
 
     python -m tests.benchmark_outliers --weights FILE [--root DIR] [--images 96] [--json OUT]
 
@@ -22,10 +22,10 @@ from tqdm import tqdm
 from src import road, settings, training
 from src.metrics import PixelRanking
 from src.road import data
-from src.road.anomalies import ANOMALY, draw_object
-from src.road.outliers import TAPS, tapped
-from src.road.scenes import render_scene
+from src.road.outliers import FEATURE_LAYERS, layer_outputs
 from src.road.scores import SCORES
+from src.synthetic.street_anomalies import ANOMALY, draw_object
+from src.synthetic.street_scenes import render_scene
 from tests.benchmarking import run
 
 CELLS, BANK, NEIGHBOUR = 300, 10_000, 3  # cells of a training image, cells kept, which neighbour counts
@@ -68,7 +68,7 @@ def features(trained, image: torch.Tensor) -> dict[str, torch.Tensor]:
     """``logits``, ``decoder`` and the taps of the backbone, each (C,h,w), of an image uint8 (3,H,W)."""
     model = trained.model
     pixels = training.to_device(data.preprocess(image, trained.config.image_size)[None])
-    found = tapped(model.backbone, TAPS[trained.config.backbone], pixels)
+    found = layer_outputs(model.backbone, FEATURE_LAYERS[trained.config.backbone], pixels)
     deepest = [*found.values()][-1]
     decoder = nn.Sequential(*list(model.classifier)[:-1])(deepest)
     size = deepest.shape[-2:]

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from src import road, settings
-from src.road.outliers import tapped
+from src.road.outliers import layer_outputs
 from src.road.scores import ClassStatistics, combined, sml
 from tests.benchmarking import run
 
@@ -48,7 +48,7 @@ def measure(model, size: tuple[int, int], repeat: int) -> dict[str, float]:
 
     rows = []
     for _ in range(repeat + 1):
-        deep, features = timed(lambda: tapped(model.backbone, head.names, image))
+        deep, features = timed(lambda: layer_outputs(model.backbone, head.names, image))
         rest, logits = timed(lambda: enlarge(model.classifier([*features.values()][-1])))  # noqa: B023
         calibration = ClassStatistics(logits.shape[1])
         calibration.update(logits)

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-from src import results, road
+from src import records, road
 from src.metrics import PixelRanking
 from src.road import data
 from src.road.scores import max_logit, score_maps, sml
 from tests.benchmarking import run
 
-evaluation = importlib.import_module("src.road.evaluate")  # ``road.evaluate`` is the door of that name
+
 PROTOCOL = (
     "variants: pooled AUPR over all labelled pixels, anomalies against the rest. classes: of the normal pixels "
     "predicted as a class, the share above the threshold that 95 % of normal validation pixels stay below; "
@@ -89,7 +89,7 @@ def measured(options) -> tuple[dict, dict, dict]:
     samples = data.dataset_class(name)(root, options.split)
     with torch.inference_mode():
         found = measure(trained, samples)
-    described = {"dataset": name, "split": options.split, **results.fingerprint(data.paths(samples), root)}
+    described = {"dataset": name, "split": options.split, **records.fingerprint(data.paths(samples), root)}
     return asdict(trained.config), described, found
 
 

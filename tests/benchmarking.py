@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from src import results
+from src import records
 
 
 def run(
@@ -21,7 +21,7 @@ def run(
     """Measure with the options of the command line, show what was found, and write its record where ``--json`` says.
 
     ``options``: name -> keywords of ``add_argument``. ``measure``: options -> config (with its seed) and data as
-    ``results.provenance`` takes them, and metrics. The record's command leaves out ``root``, this machine's folder.
+    ``records.provenance`` takes them, and metrics. The record's command leaves out ``root``, this machine's folder.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=doc.splitlines()[0])
     for name, keywords in options.items():
@@ -35,5 +35,5 @@ def run(
         given = {name: getattr(arguments, name.replace("-", "_")) for name in options if name != "root"}
         shown = [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
         command = shlex.join(["python", "-m", module, *shown])
-        record = results.provenance(command, config, data, protocol, time.monotonic() - start) | found
-        print(f"wrote {results.write(record, arguments.json)}")
+        record = records.provenance(command, config, data, protocol, time.monotonic() - start) | found
+        print(f"wrote {records.write(record, arguments.json)}")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from src import road, settings
-from src.road import scenes
+from src.synthetic import street_scenes
 
 os.environ["PYTHONPATH"] = str(settings.ROOT)  # notebook kernels start in their own folder
 matplotlib.use("Agg")
@@ -31,7 +31,7 @@ def _street(rng: np.random.Generator) -> np.ndarray:
 def mini_root(tmp_path_factory) -> Path:
     """A mini StreetHazards of eighteen scenes of 90x160 pixels."""
     root = tmp_path_factory.mktemp("data") / "mini"
-    scenes.write_dataset(root, MINI_COUNTS, size=(90, 160), workers=1)
+    street_scenes.write_dataset(root, MINI_COUNTS, size=(90, 160), workers=1)
     return root
 
 

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from src import ablations, checkpoints, defects, results, road, settings, training
+from src import ablations, checkpoints, defects, records, road, settings, training
 from src.__main__ import main
 from src.ablations.bench import REMOVED, Bench
 
-COMMITTED = Path(results.__file__).parents[1] / "assets/results/ablations"
+COMMITTED = Path(records.__file__).parents[1] / "assets/results/ablations"
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ def trainings(monkeypatch, tmp_path):
         print("epoch 1/1")
         return SimpleNamespace(config=config, source=out)
 
-    room = SimpleNamespace(train=train, default_root=lambda dataset: tmp_path / "data")
+    system = SimpleNamespace(train=train, default_root=lambda dataset: tmp_path / "data")
     base = SimpleNamespace(dataset="toy")
     bench = Bench(
-        room=room,
+        system=system,
         base=Config(),
         metrics=("gain", "loss"),
         judge=judge,
@@ -54,7 +54,7 @@ def trainings(monkeypatch, tmp_path):
             "method": {"learned": {}, "told": partial(told, "a rule")},
         },
     )
-    monkeypatch.setattr(Bench, "needs", property(lambda self: self.room.default_root(base.dataset)))
+    monkeypatch.setattr(Bench, "needs", property(lambda self: self.system.default_root(base.dataset)))
     monkeypatch.setattr(ablations, "BENCHES", {"toy": bench})
     monkeypatch.setattr(settings, "RESULTS_DIR", tmp_path / "results")
     monkeypatch.setattr(settings, "RUNS_DIR", tmp_path / "runs")
@@ -101,8 +101,8 @@ def test_what_has_a_record_is_not_run_again(trainings, capsys):
 
 def test_a_run_that_was_taken_out_of_its_record_is_run_again_in_its_place(trainings):
     ablations.run(["toy"], seeds=3, only="size__5")
-    (record,), path = records().values(), results.record_path("ablations", "toy/size__5_x_5")
-    results.write(record | {"runs": {seed: run for seed, run in record["runs"].items() if seed != "43"}}, path)
+    (record,), path = records().values(), records.record_path("ablations", "toy/size__5_x_5")
+    records.write(record | {"runs": {seed: run for seed, run in record["runs"].items() if seed != "43"}}, path)
     ablations.run(["toy"], seeds=3, only="size__5")
     assert [c.seed for c, *_ in trainings] == [42, 43, 44, 43] and list(records()["size__5_x_5"]["runs"]) == [
         "42", "43", "44"]  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from src import checkpoints, configs, settings
+from src import checkpoints, config, settings
 from src.checkpoints import CheckpointError
 
 SRC = Path(checkpoints.__file__).parent
@@ -254,7 +254,7 @@ def test_a_run_under_way_is_no_finished_model(tmp_path):
 
 # -------------------------------------------------------------------------------------- load or train
 @dataclass(frozen=True)
-class Settings(configs.Config):
+class Settings(config.Config):
     REMOVED = {"heads": [1, 2]}
 
     dataset: str = "mini"
@@ -266,8 +266,8 @@ class Settings(configs.Config):
         return cls("large", seed=3)
 
 
-class Room:
-    """What ``load_or_train`` needs of a room; ``trained``: what train was called with."""
+class System:
+    """What ``load_or_train`` needs of a system; ``trained``: what train was called with."""
 
     __name__ = "src.attic"
     REAL = ("photographs", "parts")
@@ -290,17 +290,17 @@ class Room:
 
 @pytest.mark.parametrize("run_training", [False, True])
 def test_existing_weights_are_loaded(tmp_path, run_training):
-    room = Room(tmp_path, 2.0)
-    room.train(Settings(), None, weights=None)
-    assert checkpoints.load_or_train(room, Settings(), None, run_training) == 2 and len(room.trained) == 1
+    system = System(tmp_path, 2.0)
+    system.train(Settings(), None, weights=None)
+    assert checkpoints.load_or_train(system, Settings(), None, run_training) == 2 and len(system.trained) == 1
 
 
 def test_missing_weights_are_trained_if_training_is_on(tmp_path):
-    room, start = Room(tmp_path, 5.0), settings.ROOT / "assets" / "start.pth"
-    assert checkpoints.load_or_train(room, Settings(), Path("data"), True, start) == 5
-    assert room.trained == [(Settings(), Path("data"), start)]
+    system, start = System(tmp_path, 5.0), settings.ROOT / "assets" / "start.pth"
+    assert checkpoints.load_or_train(system, Settings(), Path("data"), True, start) == 5
+    assert system.trained == [(Settings(), Path("data"), start)]
     with pytest.raises(CheckpointError, match=r"mini\.pth is not a file"):
-        checkpoints.load_or_train(Room(tmp_path / "none"), Settings(), None, True)
+        checkpoints.load_or_train(System(tmp_path / "none"), Settings(), None, True)
 
 
 @pytest.mark.parametrize(
@@ -313,26 +313,26 @@ def test_missing_weights_are_trained_if_training_is_on(tmp_path):
     ],
 )
 def test_missing_weights_stop_if_training_is_off(tmp_path, config, command):
-    room = Room(tmp_path, 5.0)
+    system = System(tmp_path, 5.0)
     with pytest.raises(CheckpointError, match=rf"(?s)pth is missing and training is off.*src attic train {command}  "):
-        checkpoints.load_or_train(room, config, None, False)
+        checkpoints.load_or_train(system, config, None, False)
     with pytest.raises(CheckpointError, match=rf"{command} --weights assets/start\.pth  "):
-        checkpoints.load_or_train(room, config, None, False, settings.ROOT / "assets" / "start.pth")
-    assert not room.trained
+        checkpoints.load_or_train(system, config, None, False, settings.ROOT / "assets" / "start.pth")
+    assert not system.trained
 
 
 @pytest.mark.parametrize("run_training", [False, True])
 def test_a_failed_load_never_becomes_a_training_run(tmp_path, run_training):
-    room = Room(tmp_path, 2.0)
-    room.train(Settings(), None, weights=None)
-    path = room.weights_path(Settings())
+    system = System(tmp_path, 2.0)
+    system.train(Settings(), None, weights=None)
+    path = system.weights_path(Settings())
     with pytest.raises(CheckpointError, match="seed: 1 in the file, 2 asked for"):
-        checkpoints.load_or_train(room, Settings(seed=2), None, run_training)
+        checkpoints.load_or_train(system, Settings(seed=2), None, run_training)
     path.write_bytes(path.read_bytes()[:100])
     damaged = path.read_bytes()
     with pytest.raises(CheckpointError, match="truncated"):
-        checkpoints.load_or_train(room, Settings(), None, run_training)
-    assert path.read_bytes() == damaged and len(room.trained) == 1
+        checkpoints.load_or_train(system, Settings(), None, run_training)
+    assert path.read_bytes() == damaged and len(system.trained) == 1
 
 
 def test_described_adds_up_histories(tmp_path):

@@ -11,7 +11,8 @@ from PIL import Image
 
 from src import checkpoints, road, settings
 from src.__main__ import main
-from src.road import data, scenes
+from src.road import data
+from src.synthetic import street_scenes
 from tests.conftest import MINI_COUNTS
 
 HEADLINE = ("miou", "pixel_accuracy", "aupr", "auroc", "fpr95", "f1_max")
@@ -45,7 +46,7 @@ def bare_weights(tiny_weights, tmp_path) -> Path:
 
 # ----------------------------------------------------------------------------------------------- data
 def test_data_writes_the_mini_set_and_its_distribution(mini_root, monkeypatch, folders):
-    small = partial(scenes.write_dataset, counts=MINI_COUNTS, size=(90, 160))
+    small = partial(street_scenes.write_dataset, counts=MINI_COUNTS, size=(90, 160))
     monkeypatch.setattr(road.scenes, "write_dataset", small)
     assert run("data", "--root", mini_root) == 0
     record = json.loads((folders / "results/road/mini_distribution.json").read_text())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from src import experiments, results, settings
+from src import experiments, records, settings
 from src.__main__ import main
 
 ENTRY = """[[experiment]]
@@ -20,9 +20,9 @@ lesson = "Learned."
 def source(tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "RESULTS_DIR", tmp_path / "results")
     one = {"git_revision": "abc", "scores": {"max logit": {"aupr": 0.12345}}, "images": 1500}
-    results.write(one, results.record_path("road", "one"))
+    records.write(one, records.record_path("road", "one"))
     runs = {"runs": {"42": {"git_revision": "old"}, "43": {"git_revision": "new"}}}
-    results.write(runs, results.record_path("ablations", "road/base"))
+    records.write(runs, records.record_path("ablations", "road/base"))
     path = tmp_path / "experiments.toml"
     path.write_text(ENTRY)
     return path
@@ -32,7 +32,7 @@ def test_numbers_are_those_of_the_records(source):
     page = experiments.render(source)
     assert "## 1. A\n\n*road; records: `road/one` (abc), `ablations/road/base` (new)*" in page
     assert "- **Outcome.** AUPR 0.123, of 1,500 images.\n" in page
-    results.write({**results.load("road", "one"), "images": 7}, results.record_path("road", "one"))
+    records.write({**records.load("road", "one"), "images": 7}, records.record_path("road", "one"))
     assert "of 7 images" in experiments.render(source)
 
 

@@ -1,4 +1,4 @@
-"""The shared figures show what they are given, in the house style, and are closed once written."""
+"""The shared figures show what they are given, in the figure style, and are closed once written."""
 
 import matplotlib
 

@@ -15,7 +15,7 @@ FILLED = "# T\n\n| | |\n|---|---|\n| Student ID | 42 |\n| Full name | Ada L. |\n
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A complete project below tmp_path; ``project.failing`` holds the modules whose commands fail."""
-    for name in ("README.md", "requirements.txt", "src/a.py", "src/room/b.py", "src/room/c.pyc"):
+    for name in ("README.md", "requirements.txt", "src/a.py", "src/system/b.py", "src/system/c.pyc"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     failing = set()
@@ -40,7 +40,7 @@ def test_archive_holds_notebook_page_source_and_readme(project):
     path = submission.write(root)
     with zipfile.ZipFile(path) as packed:
         assert sorted(packed.namelist()) == [
-            "README.md", "main.html", "main.ipynb", "requirements.txt", "src/a.py", "src/room/b.py"]  # fmt: skip
+            "README.md", "main.html", "main.ipynb", "requirements.txt", "src/a.py", "src/system/b.py"]  # fmt: skip
         assert packed.read("main.html") == b"<html>"
     assert [file.name for file in path.parent.iterdir() if "zip" in file.name] == ["submission.zip"]
 

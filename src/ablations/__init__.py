@@ -1,6 +1,6 @@
 """What each choice is worth: one setting changed at a time, every training from several seeds.
 
-``BENCHES`` is the table: of each room, a small base config on mini data, factors, and the variants of each factor as
+``BENCHES`` is the table: of each system, a small base config on mini data, factors, and the variants of each factor as
 changes to the base; and of two real data sets what could differ there. ``run`` fills in the records that are missing
 under ``assets/results/ablations``; ``table`` and ``figure`` show them. Nothing is measured on a test split: road and
 defects are judged on images of another seed, sets and series on validation data, or more of it.
@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from src import checkpoints, plots, results, settings
+from src import checkpoints, plots, records, settings
 from src.ablations.bench import REMOVED, Bench
 from src.ablations.defects import DEFECTS
 from src.ablations.road import ROAD
@@ -53,8 +53,8 @@ def variants(bench: Bench) -> dict[str, Any]:
 
 
 def _record(bench_name: str, name: str) -> dict:
-    path = results.record_path("ablations", f"{bench_name}/{name}")
-    return results.load("ablations", f"{bench_name}/{name}") if path.exists() else {"runs": {}}
+    path = records.record_path("ablations", f"{bench_name}/{name}")
+    return records.load("ablations", f"{bench_name}/{name}") if path.exists() else {"runs": {}}
 
 
 def todo(names: Sequence[str], seeds: int, only: str = "") -> Iterator[tuple[str, str, int]]:
@@ -93,7 +93,7 @@ def require_same_table(bench_name: str, name: str, entry: Any, record: dict) -> 
     if record["changes"] != described(bench, entry)["changes"] or checkpoints.config_differences(
         asdict(base), measured
     ):
-        path = results.record_path("ablations", f"{bench_name}/{name}")
+        path = records.record_path("ablations", f"{bench_name}/{name}")
         raise settings.InputError(f"{path} was measured with other settings than the table has now: delete it and run "
                                   f"`python -m src ablate {bench_name} --only {name}` again")  # fmt: skip
 
@@ -113,13 +113,13 @@ def run(names: Sequence[str], seeds: int = SEEDS, only: str = "") -> None:
         measured = run_one(
             BENCHES[bench_name], entry, seed, settings.RUNS_DIR / "ablations" / bench_name / f"{name}_{seed}"
         )
-        measured |= {"wall_time": round(time.monotonic() - start, 1), "git_revision": results.git_revision()}
+        measured |= {"wall_time": round(time.monotonic() - start, 1), "git_revision": records.git_revision()}
         record = _record(bench_name, name)
         command = f"python -m src ablate {bench_name} --only {name}"
-        content = {"command": command, "protocol": PROTOCOL, "device": results.device_name(),
+        content = {"command": command, "protocol": PROTOCOL, "device": records.device_name(),
                    "torch": str(torch.__version__), **described(BENCHES[bench_name], entry)}  # fmt: skip
         content["runs"] = dict(sorted((record["runs"] | {str(seed): measured}).items()))
-        results.write(content, results.record_path("ablations", f"{bench_name}/{name}"))
+        records.write(content, records.record_path("ablations", f"{bench_name}/{name}"))
 
 
 def run_one(bench: Bench, entry: Any, seed: int, folder: Path) -> dict:
@@ -130,7 +130,7 @@ def run_one(bench: Bench, entry: Any, seed: int, folder: Path) -> dict:
             return entry(replace(bench.base, seed=seed))
         changes = {"weights": bench.weights, **entry}
         weights, first = changes.pop("weights"), changes.pop("start", None)
-        train = bench.train or bench.room.train
+        train = bench.train or bench.system.train
         config = replace(bench.base, seed=seed)
         if first:
             out = folder / "start.pth"
@@ -208,7 +208,7 @@ def verdict(values: np.ndarray, base: np.ndarray, paired: bool) -> str:
 
 
 def table(bench_name: str) -> dict[str, dict[str, str]]:
-    """Rows for ``results.table``: how the first metric compares with the variant in use; each metric's mean ± std."""
+    """Rows for ``records.table``: how the first metric compares with the variant in use; each metric's mean ± std."""
     rows, bench = {}, BENCHES[bench_name]
     for factor, entries in summary(bench_name).items():
         first = bench.metrics[0]

@@ -22,21 +22,21 @@ class Bench:
     "scoring": {factor: {variant: value of the first metric}}}. ``baseline``: scoring factor -> its variant in use.
     """
 
-    room: ModuleType
+    system: ModuleType
     base: Any
     metrics: tuple[str, ...]
     factors: Mapping[str, Mapping[str, Any]]
     judge: Callable[[Any], dict]
     baseline: Mapping[str, str] = field(default_factory=dict)
     weights: Path | None = None
-    train: Callable | None = None  # default: the room's
+    train: Callable | None = None  # default: the system's
 
     @property
     def needs(self) -> Path:
         """The folder of the data set that the bench learns from."""
-        return self.room.default_root(self.base.dataset)
+        return self.system.default_root(self.base.dataset)
 
 
-def fresh_root(room: str) -> Path:
-    """Where the images that a room is judged on are written."""
-    return settings.DATA_DIR / "mini" / f"{room}_ablations"
+def fresh_root(system: str) -> Path:
+    """Where the images that a system is judged on are written."""
+    return settings.DATA_DIR / "mini" / f"{system}_ablations"

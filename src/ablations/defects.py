@@ -1,4 +1,4 @@
-"""What the choices of the defects room are worth."""
+"""What the choices of the defects system are worth."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -7,7 +7,8 @@ import numpy as np
 
 from src import defects, settings
 from src.ablations.bench import FRESH_SEED, Bench, fresh_root
-from src.defects import scores, textures
+from src.defects import scores
+from src.synthetic import textures
 
 
 def train_defects(config, *, weights, run_dir: Path, out: Path):
@@ -54,7 +55,7 @@ _IMAGENET_TEACHER = {
     if name.startswith("teacher_") or name in ("backbone", "pretrained", "patches_per_image")
 }
 DEFECTS = Bench(
-    room=defects,
+    system=defects,
     base=replace(defects.Config.mini(), categories=("fabric",), crop_size=72, epochs=15, teacher_epochs=12),
     metrics=("image_auroc", "aupro"),
     judge=judge_defects,

@@ -1,4 +1,4 @@
-"""What the choices of the road room are worth."""
+"""What the choices of the road system are worth."""
 
 from dataclasses import replace
 from functools import partial
@@ -6,14 +6,14 @@ from functools import partial
 from src import road
 from src.ablations.bench import FRESH_SEED, REMOVED, Bench, fresh_root
 from src.metrics import PixelRanking
-from src.road import scenes
 from src.road.scores import sml
+from src.synthetic import street_scenes
 
 
 def judge_road(trained) -> dict:
     """mIoU and AUPR on fresh scenes, and what the scores and the parts of SML are worth there."""
     root = fresh_root("road")
-    scenes.write_dataset(root, {"train": 1, "val": 1, "test": 48}, seed=FRESH_SEED)
+    street_scenes.write_dataset(root, {"train": 1, "val": 1, "test": 48}, seed=FRESH_SEED)
     found = road.evaluate(trained.config, trained.model, root, calibration=trained.calibration).metrics
     pooled = {name: row["aupr"] for name, row in found["protocols"]["pooled"].items()}
     return {
@@ -43,7 +43,7 @@ def _sml_parts(trained, dataset) -> dict[str, float]:
 
 
 ROAD = Bench(
-    room=road,
+    system=road,
     base=replace(road.Config.mini(), image_size=(90, 160), output_stride=16, epochs=6, warmup=50, outlier_epochs=0),
     metrics=("aupr", "miou"),
     judge=judge_road,

@@ -1,4 +1,4 @@
-"""What the choices of the series room are worth."""
+"""What the choices of the series system are worth."""
 
 from dataclasses import replace
 from functools import cache, partial
@@ -11,8 +11,8 @@ from src import series
 from src.ablations.bench import REMOVED, Bench
 from src.series import numbers
 from src.series.data import FIRST_STREAMED
-from src.series.generate import CLASSES
-from src.series.render import COUNTS
+from src.synthetic.series_plots import COUNTS
+from src.synthetic.time_series import CLASSES
 
 
 @cache
@@ -58,12 +58,12 @@ def _drawn(count: int) -> dict:
 
 _PICTURE = {"backbone": "mobilenet_v2", "epochs": 6, "batch_size": 32}
 SERIES = Bench(
-    room=series,
-    base=replace(series.Config.mini(), generated=0, look_weight=0.0, epochs=14, batch_size=32, warmup=40),
+    system=series,
+    base=replace(series.Config.mini(), generated=0, activation_weight=0.0, epochs=14, batch_size=32, warmup=40),
     metrics=("accuracy", "ece"),
     judge=judge_series,
     factors={
-        "flips": {"none": {"flips": (), "average_flips": False}, "in time": {"flips": ("horizontal",)},
+        "flips": {"none": {"flips": (), "tta": False}, "in time": {"flips": ("horizontal",)},
                   "in time and value": {}},
         "noise": {"none": {}, "2 % of the height": REMOVED},
         "cutout": {"none": {}, "20 % of the time": REMOVED},
@@ -88,7 +88,7 @@ SERIES = Bench(
     },
 )  # fmt: skip
 PLOTS = Bench(
-    room=series,
+    system=series,
     base=replace(series.Config.real(), cross_validate=False, epochs=20, lr=3e-3),
     metrics=("accuracy", "ece"),
     judge=judge_plots,

@@ -1,4 +1,4 @@
-"""What the choices of the sets room are worth."""
+"""What the choices of the sets system are worth."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ def judge_sets(trained) -> dict:
 
 _HEADS = {"transformer": {}, "one attention block": {"head": "attention"}, "all features side by side": {"head": "mlp"}}
 SETS = Bench(
-    room=sets,
+    system=sets,
     base=replace(sets.Config.mini(), frozen=True, class_weight=0.0, epochs=2, train_sets=8_000),
     metrics=("top1", "top5"),
     judge=judge_sets,

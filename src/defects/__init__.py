@@ -1,8 +1,8 @@
 """Defects on parts of which only good ones were seen: Uninformed Students (Bergmann et al., arXiv:1911.02357).
 
-The doors, alike in every room: ``Config``, ``datasets(config)``, ``build_model(config)``, ``train(config)``,
+The public functions, alike in every system: ``Config``, ``datasets(config)``, ``build_model(config)``, ``train(config)``,
 ``evaluate(config, model)``; for the command line also ``make_data``, ``load``, ``measure``, ``predict``, ``draw`` and,
-in this room alone, ``write_report``.
+in this system alone, ``write_report``.
 """
 
 import sys
@@ -14,19 +14,19 @@ from typing import Self
 
 from torch import nn
 
-from src import checkpoints, plots, results, settings, training
-from src.defects import data, domain, figures, report, scores, students, teacher, textures
-from src.defects import evaluate as evaluation
+from src import checkpoints, plots, records, settings, training
+from src.defects import data, domain, evaluation, figures, report, scores, students, teacher
 from src.defects.dense import STRIDES
 from src.defects.model import PatchNet, StudentTeacher
 from src.defects.teacher import TeacherConfig
+from src.synthetic import textures
 
 REAL = ("magnetic_tile", "mvtec", "folder", "csv")  # the data sets that profile real trains on
 
 
 @dataclass(frozen=True)
 class Config(training.FitConfig):
-    """What the defects room can vary.
+    """What the defects system can vary.
 
     Of the inherited settings the teacher shares those of ``of_teacher`` with the students, but not the seed: its own
     stays ``settings.SEED``, so that runs of other seeds share it.
@@ -92,9 +92,9 @@ class Config(training.FitConfig):
 
     @classmethod
     def full(cls) -> Self:
-        """The user's recipe: d = 512 descriptors distilled from ResNet-18's output, no decoder."""
+        """The course's recipe: d = 512 descriptors distilled from ResNet-18's output, no decoder."""
         return cls(dataset="mvtec", epochs=25, batch_size=1, lr=1e-4, weight_decay=1e-5, descriptor=512, stride=1,
-                   backbone_depth="last", teacher_image_size=(256, 256), teacher_augmentation="user",
+                   backbone_depth="last", teacher_image_size=(256, 256), teacher_augmentation="flip_rotate",
                    teacher_epochs=200, teacher_batch_size=64, teacher_lr=2e-4)  # fmt: skip
 
     def of_teacher(self, patch_size: int) -> TeacherConfig:
@@ -156,7 +156,7 @@ def make_data(config: Config, root: Path | None = None) -> None:
         textures.write_dataset(root)
     found = {category: data.counts({split: part.items for split, part in sets.items()})
              for category, sets in datasets(config, root).items()}  # fmt: skip
-    results.write({"distribution": found}, results.record_path("defects", f"{config.dataset}_distribution"))
+    records.write({"distribution": found}, records.record_path("defects", f"{config.dataset}_distribution"))
 
 
 def datasets(config: Config, root: Path | None = None) -> dict[str, dict[str, data.DefectDataset]]:
@@ -331,7 +331,7 @@ def measure(trained: Trained, root: Path | None, dataset: str | None, split: str
     root = root or default_root(name)
     files = [file for images in samples(config, root, dataset, split).values() for file in data.paths(images)]
     root = root.parent if root.is_file() else root  # a CSV table
-    described = {"dataset": name, "split": split, "stride": config.stride, **results.fingerprint(files, root)}
+    described = {"dataset": name, "split": split, "stride": config.stride, **records.fingerprint(files, root)}
     return metrics, described, evaluation.PROTOCOL
 
 

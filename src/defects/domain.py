@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from src import results, settings, training
+from src import records, settings, training
 from src.defects.model import Backbone
 from src.defects.teacher import HELD_OUT, Images, TeacherConfig, cut_patches
 from src.images import DataError, normalize
@@ -105,5 +105,5 @@ def validate(model: TurnClassifier, patches: torch.Tensor, config: TeacherConfig
 
 def describe(dataset: str, images: Sequence[Path]) -> str:
     """What a backbone was adapted to, so that one adapted to other images, or to another split, is told apart."""
-    found = results.fingerprint(images, Path(os.path.commonpath(images)))
+    found = records.fingerprint(images, Path(os.path.commonpath(images)))
     return f"{dataset}: {found['files']} images, sha256 {found['sha256'][:12]}"

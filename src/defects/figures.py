@@ -1,4 +1,4 @@
-"""What the defects room draws: descriptors, heat maps, curves, failures."""
+"""What the defects system draws: descriptors, heat maps, curves, failures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as TF
 from src import plots, settings
 from src.defects.data import NORMAL
 from src.defects.dense import dense
-from src.defects.evaluate import MAX_FPR, Meter, Scored, scored
+from src.defects.evaluation import MAX_FPR, Meter, Scored, scored
 from src.defects.scores import HEADLINE, pixels_of
 
 WIDTH = 5.0  # inches, of grids: a notebook with five of them must fit in 2 MB

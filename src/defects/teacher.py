@@ -46,7 +46,7 @@ class TeacherConfig(training.FitConfig):
             "backbone": tuple(BACKBONES),
             "depth": ("middle", "last"),
             "pretrained": ("imagenet", "none"),
-            "augmentation": ("paper", "user"),
+            "augmentation": ("paper", "flip_rotate"),
             "compactness": ("mean", "sum"),
         }
         for name, allowed in choices.items():
@@ -97,7 +97,7 @@ class CutPatches:
         for axis in (2, 3):
             flipped = torch.rand(len(patches)) < 0.5
             patches[flipped] = patches[flipped].flip(axis)
-        if self.config.augmentation == "user":
+        if self.config.augmentation == "flip_rotate":
             angles = torch.empty(len(patches)).uniform_(-180, 180).tolist()
             patches = torch.stack([TF.rotate(p, angle) for p, angle in zip(patches, angles, strict=True)])
         else:

@@ -1,6 +1,6 @@
 """Unexpected objects on roads: closed-set segmentation, and scores of what it does not know.
 
-The doors, alike in every room: ``Config``, ``datasets(config)``, ``build_model(config)``, ``train(config)``,
+The public functions, alike in every system: ``Config``, ``datasets(config)``, ``build_model(config)``, ``train(config)``,
 ``evaluate(config, model)``; for the command line also ``make_data``, ``load``, ``measure``, ``predict`` and ``draw``.
 """
 
@@ -14,19 +14,19 @@ from typing import Self
 from torch import nn
 from torch.utils.data import DataLoader
 
-from src import checkpoints, plots, results, settings, training
+from src import checkpoints, plots, records, settings, training
 from src.metrics import ConfusionMatrix
-from src.road import data, figures, outliers, scenes
-from src.road import evaluate as evaluation
+from src.road import data, evaluation, figures, outliers
 from src.road.model import deeplabv3, load_by_class, load_pretrained, load_segmentation, segmentation_loss
 from src.road.model import predict as predict_maps
+from src.synthetic import street_scenes
 
 REAL = ("camvid", "camvid_cyclists", "cityscapes")  # the data sets that profile real trains on
 
 
 @dataclass(frozen=True)
 class Config(training.FitConfig):
-    """What the road room can vary; the three profiles are its named values."""
+    """What the road system can vary; the three profiles are its named values."""
 
     REMOVED = {"focal_gamma": 0.0}
 
@@ -50,7 +50,7 @@ class Config(training.FitConfig):
     @classmethod
     def mini(cls) -> Self:
         return cls(epochs=14, batch_size=8, optimizer="adamw", lr=3e-3, weight_decay=1e-2, schedule="poly",
-                   warmup=75, clip_norm=5.0, width=0.5, augmentation="user", balance=True,
+                   warmup=75, clip_norm=5.0, width=0.5, augmentation="flip_color", balance=True,
                    outlier_epochs=8)  # fmt: skip
 
     @classmethod
@@ -80,9 +80,9 @@ class Config(training.FitConfig):
 
     @classmethod
     def full(cls) -> Self:
-        """The user's recipe for StreetHazards: torchvision's DeepLabV3-ResNet50 from COCO weights."""
+        """The course's recipe for StreetHazards: torchvision's DeepLabV3-ResNet50 from COCO weights."""
         return cls(dataset="streethazards", backbone="resnet50", pretrained="coco", image_size=(512, 512),
-                   augmentation="user", epochs=30, batch_size=4, optimizer="adam", lr=1e-4,
+                   augmentation="flip_color", epochs=30, batch_size=4, optimizer="adam", lr=1e-4,
                    schedule="plateau", plateau_patience=3, plateau_factor=0.5, outlier_epochs=2)  # fmt: skip
 
 
@@ -112,10 +112,10 @@ def make_data(config: Config, root: Path | None = None) -> None:
     """Write the mini data set (if asked for), and the record of class shares of whatever data set it is."""
     root = root or default_root(config.dataset)
     if config.dataset == "mini":
-        scenes.write_dataset(root)
+        street_scenes.write_dataset(root)
     sets = datasets(config, root, data.dataset_class(config.dataset).splits)
     shares = {split: data.class_distribution(dataset) for split, dataset in sets.items()}
-    results.write({"distribution": shares}, results.record_path("road", f"{config.dataset}_distribution"))
+    records.write({"distribution": shares}, records.record_path("road", f"{config.dataset}_distribution"))
 
 
 def datasets(config: Config, root: Path | None = None, splits: Sequence[str] = ("train", "val", "test")) -> dict:
@@ -271,7 +271,7 @@ def measure(trained: Trained, root: Path | None, dataset: str | None, split: str
     """(metrics, data description, protocol) of an evaluation's record."""
     config, images = trained.config, samples(trained.config, root, dataset, split)
     metrics = evaluation.evaluate(trained.model, images, config, trained.calibration).metrics
-    files = results.fingerprint(data.paths(images), images.root)
+    files = records.fingerprint(data.paths(images), images.root)
     return metrics, {"dataset": dataset or config.dataset, "split": split, **files}, evaluation.PROTOCOL
 
 

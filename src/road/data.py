@@ -357,7 +357,7 @@ _BLUR = v2.RandomApply([v2.GaussianBlur(5, (0.1, 2.0))])
 AUGMENTATIONS: dict[str, tuple[tuple[float, float] | None, list[Callable]]] = {
     "none": (None, []),
     "flip": (None, [_FLIP]),
-    "user": (None, [_FLIP, _JITTER]),
+    "flip_color": (None, [_FLIP, _JITTER]),
     "moderate": ((1.0, 1.3), [_FLIP, _JITTER, _ROTATION]),
     "heavy": ((0.5, 2.0), [_FLIP, _JITTER, _ROTATION, _BLUR]),
     "scale": ((0.5, 2.0), [_FLIP]),

@@ -1,4 +1,4 @@
-"""What the road room draws: label maps, six-panel comparisons, score maps, SML step by step."""
+"""What the road system draws: label maps, six-panel comparisons, score maps, SML step by step."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from PIL import Image
 from src import plots
 from src.metrics import ranking
 from src.road import data
-from src.road.evaluate import Prediction, headline, predict, predict_samples, sample_report, score_names
+from src.road.evaluation import Prediction, headline, predict, predict_samples, sample_report, score_names
 from src.road.scores import (
     dilated_smoothing,
     max_logit,

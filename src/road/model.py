@@ -17,7 +17,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
 from torchvision.models.segmentation.fcn import FCNHead
 
 from src import checkpoints, settings
-from src.road.outliers import tapped
+from src.road.outliers import layer_outputs
 
 BACKBONES = ("resnet50", "resnet18", "mobilenet_v2")
 ATROUS_RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
@@ -160,6 +160,6 @@ def predict(model: nn.Module, images: torch.Tensor, size: tuple[int, int]) -> tu
     float32 at ``size``, bilinear from the model's own resolution; the auxiliary head stays idle.
     """
     head = getattr(model, "outlier_head", None)
-    features = tapped(model.backbone, head.names, images) if head else {"out": model.backbone(images)["out"]}
+    features = layer_outputs(model.backbone, head.names, images) if head else {"out": model.backbone(images)["out"]}
     logits = F.interpolate(model.classifier([*features.values()][-1]).float(), size, mode="bilinear")
     return logits, F.interpolate(head(features)[:, None].float(), size, mode="bilinear")[:, 0] if head else None

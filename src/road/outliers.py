@@ -25,7 +25,7 @@ from src.metrics import PixelRanking
 from src.road.data import IGNORE, Augment, RoadDataset
 
 # Modules of a backbone whose outputs the head sees, shallow to deep; the last gives the resolution.
-TAPS = {
+FEATURE_LAYERS = {
     "mobilenet_v2": ("3", "6", "13", "17"),
     "resnet18": ("layer1", "layer2", "layer3", "layer4"),
     "resnet50": ("layer1", "layer2", "layer3", "layer4"),
@@ -33,12 +33,12 @@ TAPS = {
 SIZE = (0.04, 0.6)  # height of a pasted object in image heights, log-uniform
 WIDTH, DROPOUT = 256, 0.1
 LR, WEIGHT_DECAY = 1e-3, 1e-2
-CAMERAS = 0.7  # share of the training views that are turned into another camera's
+JITTERED_SHARE = 0.7  # share of the training views that are turned into another camera's
 _JITTER = v2.ColorJitter(0.4, 0.4, 0.6, 0.08)
 _VALIDATION = 48  # images at most
 
 
-def tapped(backbone: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, Tensor]:
+def layer_outputs(backbone: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, Tensor]:
     """Outputs of the named modules of a backbone whose modules run one after the other; images (B,3,H,W)."""
     found, x = {}, images
     for name, module in backbone.items():
@@ -76,9 +76,9 @@ class OutlierHead(nn.Module):
 
 def build_head(backbone_name: str, backbone: nn.Module) -> OutlierHead:
     """A head, randomly initialised, that fits a road model's backbone."""
-    names = TAPS[backbone_name]
+    names = FEATURE_LAYERS[backbone_name]
     with torch.inference_mode():
-        features = tapped(backbone.eval(), names, torch.zeros(1, 3, 64, 64, device=next(backbone.parameters()).device))
+        features = layer_outputs(backbone.eval(), names, torch.zeros(1, 3, 64, 64, device=next(backbone.parameters()).device))
     return OutlierHead(names, [features[name].shape[1] for name in names])
 
 
@@ -174,7 +174,7 @@ def _place(full: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[slice, s
     return tuple(place), tuple(part)
 
 
-def other_camera(image: Tensor) -> Tensor:
+def photometric_jitter(image: Tensor) -> Tensor:
     """The same view by another camera, in other light: float32 (3,H,W), normalised, to the same.
 
     Without it the head takes any other camera's street for something pasted in.
@@ -199,7 +199,7 @@ class Pasted:
         view = self.augment(sample)
         image, where = paste(view["image"])
         if torch.rand(()) < self.cameras:
-            image = other_camera(image)
+            image = photometric_jitter(image)
         return {"image": image, "mask": torch.where(view["mask"] == IGNORE, IGNORE, 0).masked_fill(where, 1)}
 
 
@@ -241,7 +241,7 @@ def fit(model: nn.Module, train: RoadDataset, val: RoadDataset, config, run_dir:
 
     @torch.no_grad()
     def features(images: Tensor) -> dict[str, Tensor]:
-        return tapped(model.backbone, head.names, images)
+        return layer_outputs(model.backbone, head.names, images)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -250,7 +250,7 @@ def fit(model: nn.Module, train: RoadDataset, val: RoadDataset, config, run_dir:
                   schedule="cosine", warmup=20)  # fmt: skip
     return training.fit(
         head,
-        training.Batches(train, own, Pasted(augment, CAMERAS)),
+        training.Batches(train, own, Pasted(augment, JITTERED_SHARE)),
         partial(loss, features=features),
         partial(validate, views=views, features=features, config=own),
         own,

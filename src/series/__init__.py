@@ -1,6 +1,6 @@
 """Nine kinds of time-series behaviour, named from their plots: by the picture, or by the trace of its line.
 
-The doors, alike in every room: ``Config``, ``datasets(config)``, ``build_model(config)``, ``train(config)``,
+The public functions, alike in every system: ``Config``, ``datasets(config)``, ``build_model(config)``, ``train(config)``,
 ``evaluate(config, model)``; for the command line also ``make_data``, ``load``, ``measure``, ``predict`` and ``draw``.
 """
 
@@ -14,12 +14,12 @@ from typing import Self
 import torch
 from torch import nn
 
-from src import checkpoints, plots, results, settings, training
-from src.series import data, figures, raster, render, traces
-from src.series import evaluate as evaluation
+from src import checkpoints, plots, records, settings, training
+from src.series import data, envelope, evaluation, figures
 from src.series.batches import Batches, loss
-from src.series.generate import CLASSES
-from src.series.model import FLIPS, TRACE, Classifier, PictureNet, PictureTrunk, TraceNet, fit_temperature
+from src.series.model import FLIPS, ENVELOPE, Classifier, PictureNet, PictureTrunk, EnvelopeNet, fit_temperature
+from src.synthetic import series_plots, series_raster
+from src.synthetic.time_series import CLASSES
 
 REAL = ("plots",)  # the data sets that profile real trains on
 GENERATED = "generated"  # the data set that is on no disk: fresh series for every split
@@ -29,13 +29,13 @@ PRETRAINED = settings.WEIGHTS_DIR / "series" / "generated.pth"  # on generated s
 
 @dataclass(frozen=True)
 class Config(training.FitConfig):
-    """What the series room can vary."""
+    """What the series system can vary."""
 
     REMOVED = {"label_smoothing": 0.0, "mixup": 0.0, "cutout": 0.0, "noise": 0.0, "color_jitter": 0.0, "rotation": 0.0}
 
     dataset: str = "mini"
     classes: tuple[str, ...] = ()  # () = all
-    backbone: str = TRACE  # or a classifier of torchvision by name, which sees the picture
+    backbone: str = ENVELOPE  # or a classifier of torchvision by name, which sees the picture
     size: tuple[int, int] = (120, 160)  # height and width of pictures
     axes: bool = True  # pictures with axes, grid and labels; else the line alone
     width: int = 32  # channels of the trace network's first stage
@@ -44,8 +44,8 @@ class Config(training.FitConfig):
     folds: int = 5  # parts of a training split that brings no validation split
     cross_validate: bool = False  # a network for each fold, then one for all; else the first fold validates
     flips: tuple[str, ...] = ("horizontal", "vertical")  # of which a plot may be any, with the same class
-    average_flips: bool = True  # probabilities are the mean over them
-    look_weight: float = 0.0  # of looking where recorded events are
+    tta: bool = True  # probabilities are the mean over them
+    activation_weight: float = 0.0  # of looking where recorded events are
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,7 +55,7 @@ class Config(training.FitConfig):
             "size": len(self.size) != 2 or min(self.size) < 32,
             "folds": self.folds < 2,
             "classes": self.classes and len({c for c in self.classes if type(c) is str}) < max(2, len(self.classes)),
-            **{name: getattr(self, name) < 0 for name in ("generated", "look_weight")},
+            **{name: getattr(self, name) < 0 for name in ("generated", "activation_weight")},
             "patience": self.cross_validate and (self.patience or self.schedule == "plateau"),
         }
         for name in (name for name, is_wrong in wrong.items() if is_wrong):
@@ -70,7 +70,7 @@ class Config(training.FitConfig):
     def mini(cls) -> Self:
         return cls(generated=6000, epochs=8, batch_size=128, optimizer="adamw", lr=3e-3, weight_decay=1e-2,
                    schedule="cosine", warmup=200, clip_norm=5.0, dropout=(0.1, 0.1, 0.1),
-                   look_weight=0.3)  # fmt: skip
+                   activation_weight=0.3)  # fmt: skip
 
     @classmethod
     def real(cls, dataset: str = "plots") -> Self:
@@ -80,9 +80,9 @@ class Config(training.FitConfig):
 
     @classmethod
     def full(cls) -> Self:
-        """The user's recipe: ResNet-50 on whole pictures, but the epoch chosen on validation."""
+        """The course's recipe: ResNet-50 on whole pictures, but the epoch chosen on validation."""
         return cls(dataset="plots", backbone="resnet50", size=(224, 224), epochs=30, batch_size=32, lr=1e-3,
-                   schedule="plateau", flips=("horizontal",), average_flips=False)  # fmt: skip
+                   schedule="plateau", flips=("horizontal",), tta=False)  # fmt: skip
 
 
 @dataclass
@@ -102,7 +102,7 @@ def default_root(dataset: str) -> Path:
 
 def weights_path(config: Config) -> Path:
     """Where weights are kept: by data set, and of another backbone or of some classes under a name of their own."""
-    of_pictures = [] if config.backbone == TRACE else [config.backbone, *([] if config.axes else ["line"])]
+    of_pictures = [] if config.backbone == ENVELOPE else [config.backbone, *([] if config.axes else ["line"])]
     parts = [config.dataset, *of_pictures, *config.classes]
     return settings.WEIGHTS_DIR / "series" / f"{'_'.join(parts)}.pth"
 
@@ -111,19 +111,19 @@ def make_data(config: Config, root: Path | None = None) -> None:
     """Write the mini data set (if asked for), and the record of what each split of the data set holds."""
     root = root or default_root(config.dataset)
     if config.dataset == "mini":
-        render.write_dataset(root)
+        series_plots.write_dataset(root)
     splits = ["train", *(split for split in ("val", "test") if data.has_split(root, split))]
     found = {split: data.counts(root, split) for split in splits}
-    results.write({"distribution": found}, results.record_path("series", f"{config.dataset}_distribution"))
+    records.write({"distribution": found}, records.record_path("series", f"{config.dataset}_distribution"))
 
 
 # -------------------------------------------------------------------------------------------- data
 def view_of(config: Config) -> tuple[Callable, Callable]:
     """(of a plot's pixels, of a series' numbers) -> the item that the config's network sees."""
-    if config.backbone == TRACE:
-        return traces.of_plot, traces.of_series
+    if config.backbone == ENVELOPE:
+        return envelope.of_plot, envelope.of_series
     return (partial(data.picture, size=config.size, axes=config.axes),
-            partial(raster.picture, size=config.size, axes=config.axes))  # fmt: skip
+            partial(series_raster.picture, size=config.size, axes=config.axes))  # fmt: skip
 
 
 def datasets(config: Config, root: Path | None = None,
@@ -163,15 +163,15 @@ def read(config: Config, root: Path, split: str) -> data.Labelled:
 def build_model(config: Config, members: int = 1) -> Classifier:
     """``members`` networks of the config's seed, randomly initialised."""
     settings.seed_everything(config.seed)
-    flips = config.flips if config.average_flips else ()
+    flips = config.flips if config.tta else ()
     return Classifier(partial(build_net, config), members, flips)
 
 
 def build_net(config: Config) -> nn.Module:
     """A randomly initialised network, of traces or of pictures as the backbone says."""
     classes = len(config.classes or CLASSES)
-    if config.backbone == TRACE:
-        return TraceNet(config.width, classes, config.dropout)
+    if config.backbone == ENVELOPE:
+        return EnvelopeNet(config.width, classes, config.dropout)
     return PictureNet(PictureTrunk(config.backbone, config.size), classes, config.dropout)
 
 
@@ -186,7 +186,7 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
           run_dir: Path | None = None, out: Path | None = None) -> Trained:  # fmt: skip
     """Train (or resume) the run in ``run_dir``, and write the checkpoint ``out``.
 
-    ``weights`` is a checkpoint of this room that the networks start from. The epoch is chosen by accuracy on the
+    ``weights`` is a checkpoint of this system that the networks start from. The epoch is chosen by accuracy on the
     split val. With ``cross_validate`` nothing is chosen: the last epoch is kept, of a network for each fold, which go
     to ``<out>_folds.pth``, and of one for all plots, which goes to ``out`` with the temperature that suits the folds.
     Stored as fp16 where that brings a file under ``checkpoints.LIMIT``.
@@ -228,7 +228,7 @@ def fit(found: data.Labelled | None, held_out: data.Labelled | None, *, config: 
         plots, draw = config.generated * len(config.classes or CLASSES), partial(drawn, config)
     else:
         plots, draw = len(found), lambda epoch: found
-    flips = config.flips if config.average_flips else ()
+    flips = config.flips if config.tta else ()
     history = training.fit(
         net,
         Batches(draw, plots, config),
@@ -338,7 +338,7 @@ def measure(trained: Trained, root: Path | None, dataset: str | None, split: str
     metrics["temperature"] = float(trained.model.temperature)
     described = {"dataset": name, "split": split}
     if name != GENERATED:
-        described |= results.fingerprint(data.files(root, part, trained.config.classes), root)
+        described |= records.fingerprint(data.files(root, part, trained.config.classes), root)
     return metrics, described, evaluation.PROTOCOL
 
 

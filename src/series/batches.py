@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from src import training
 from src.series.data import Labelled
-from src.series.evaluate import places
+from src.series.evaluation import places
 from src.series.model import flip
 
 
@@ -55,6 +55,6 @@ def loss(net: nn.Module, batch: dict, config) -> torch.Tensor:
     items, where = flip_some(batch["items"], batch["where"], config.flips)
     logits, looks = net(items)
     total = F.cross_entropy(logits.float(), batch["labels"])
-    if looks is None or not config.look_weight:
+    if looks is None or not config.activation_weight:
         return total
-    return total - config.look_weight * (where * looks).sum(1).mean()
+    return total - config.activation_weight * (where * looks).sum(1).mean()

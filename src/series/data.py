@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from src import settings
 from src.images import SUFFIXES, DataError, read_image, split_files
-from src.series import traces
-from src.series.generate import CLASSES, describe, generate
+from src.series import envelope
+from src.synthetic.time_series import CLASSES, describe, generate
 
 LONGEST = 1_000_000  # samples of a series
 LARGEST = 1e100  # absolute value of a sample
@@ -104,15 +104,15 @@ def picture(image: np.ndarray, place: str, size: tuple[int, int] = (120, 160), a
 
     ``axes=False``: the line alone, on white; raises DataError naming the ``place`` where there is none.
     """
-    image = image if axes else traces.line_alone(image, place)
+    image = image if axes else envelope.line_alone(image, place)
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BOX)).transpose(2, 0, 1)
 
 
 def read_item(path: Path, view: tuple[Callable, Callable]) -> np.ndarray:
     """What a network sees of a file: ``view`` holds what makes it of a plot, and what makes it of numbers.
 
-    Of a plot by ``(image uint8 (H,W,3), place)``, such as `picture` (uint8 (3,H,W)) and `traces.of_plot` (float16
-    (2,W)); of a CSV file by ``(values (n,))``, such as `raster.picture` and `traces.of_series`. Raises DataError naming
+    Of a plot by ``(image uint8 (H,W,3), place)``, such as `picture` (uint8 (3,H,W)) and `envelope.of_plot` (float16
+    (2,W)); of a CSV file by ``(values (n,))``, such as `raster.picture` and `envelope.of_series`. Raises DataError naming
     a file that cannot be read, or shows nothing that can be used.
     """
     of_plot, of_series = view
@@ -209,7 +209,7 @@ def pool(view: Callable, count: int, classes: Sequence[str] = CLASSES, first: in
          seed: int = settings.SEED, split: str = "train", workers: int | None = None) -> Labelled:  # fmt: skip
     """Series straight from the generator, ``count`` of each class from number ``first`` on, class after class.
 
-    ``view(values (n,))`` makes an item of a series, as `traces.of_series` or `raster.picture` do; with more workers
+    ``view(values (n,))`` makes an item of a series, as `envelope.of_series` or `raster.picture` do; with more workers
     than one (None: one a core) it must be importable. What is drawn does not depend on the workers.
     """
     parts = [range(start, min(start + CHUNK, first + count)) for start in range(first, first + count, CHUNK)]

@@ -1,4 +1,4 @@
-"""What the series room draws: walls of plots, confusion, calibration, mistakes, and where the network looks."""
+"""What the series system draws: walls of plots, confusion, calibration, mistakes, and where the network looks."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -11,7 +11,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from src import settings
 from src.images import normalize
 
-TRACE = "trace_resnet"
+ENVELOPE = "envelope_resnet"
 RESNET50_PARAMETERS = 24_692_297  # of the user's network, head included
 LAST = ("permute", "features", "layer4", "trunk_output", "conv5", "layers")  # (B,C,h,w) in torchvision's classifiers
 FLIPS = {"horizontal": -1, "vertical": -2}  # neither changes the class: time, or the value, runs backwards
@@ -51,7 +51,7 @@ def _along_time(before: int, after: int, kernel: int, stride: int = 1) -> nn.Seq
     return nn.Sequential(convolution, nn.BatchNorm2d(after))
 
 
-class TraceNet(nn.Module):
+class EnvelopeNet(nn.Module):
     """A residual network along time (Wang, Yan and Oates, arXiv:1611.06455) with a place to look at.
 
     Traces (B,2,W) -> logits (B,classes), and log attention (B,W/16) over the time. The head is given the features'
@@ -91,7 +91,7 @@ class PictureTrunk(nn.Module):
     def __init__(self, name: str, size: tuple[int, int]):
         super().__init__()
         if name not in torchvision.models.list_models(torchvision.models):
-            raise settings.InputError(f"backbone={name}: expected {TRACE} or a classifier of torchvision, as resnet50")
+            raise settings.InputError(f"backbone={name}: expected {ENVELOPE} or a classifier of torchvision, as resnet50")
         transformer = name.startswith("vit")
         if transformer and size[0] != size[1]:
             raise settings.InputError(f"backbone={name} sees squares alone, not size={size}")

@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from src import settings
-from src.series.generate import CLASSES, generate
+from src.synthetic.time_series import CLASSES, generate
 
 KINDS = ("kernels", "summary")
 SHORTEST = 50  # samples

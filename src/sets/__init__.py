@@ -1,6 +1,6 @@
 """Which of ten images is the odd one: frozen or trained features of each image, attention over the set of them.
 
-The doors, alike in every room: ``Config``, ``datasets(config)``, ``build_model(config)``, ``train(config)``,
+The public functions, alike in every system: ``Config``, ``datasets(config)``, ``build_model(config)``, ``train(config)``,
 ``evaluate(config, model)``; for the command line also ``make_data``, ``load``, ``measure``, ``predict`` and ``draw``.
 """
 
@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from src import checkpoints, plots, results, settings, training
-from src.sets import data, features, figures, glyphs
-from src.sets import evaluate as evaluation
+from src import checkpoints, plots, records, settings, training
+from src.sets import data, evaluation, features, figures
 from src.sets.model import ClassPosterior, Encoder, FlatMLP, SetAttention, SetModel, SetTransformer
+from src.synthetic import glyphs
 
 REAL = ("cifar100", "folder")  # the data sets that profile real trains on
 HEADS = ("transformer", "attention", "mlp", "posterior")
@@ -26,7 +26,7 @@ HEADS = ("transformer", "attention", "mlp", "posterior")
 
 @dataclass(frozen=True)
 class Config(training.FitConfig):
-    """What the sets room can vary; ``batch_size`` counts sets."""
+    """What the sets system can vary; ``batch_size`` counts sets."""
 
     REMOVED = {"attention": "dot", "positional": False}
 
@@ -84,7 +84,7 @@ class Config(training.FitConfig):
 
     @classmethod
     def full(cls) -> Self:
-        """The user's recipe: frozen ResNet-18 features, attention over the set."""
+        """The course's recipe: frozen ResNet-18 features, attention over the set."""
         return cls(dataset="cifar100", optimizer="adamw", lr=3e-4, weight_decay=1e-4, batch_size=32, epochs=50,
                    patience=10, test_sets=2_000)  # fmt: skip
 
@@ -118,7 +118,7 @@ def make_data(config: Config, root: Path | None = None) -> None:
         glyphs.write_dataset(root)
     sets = datasets(config, root)
     found = {split: {"images": len(part), "classes": len(part.labels.unique())} for split, part in sets.items()}
-    results.write({"distribution": found}, results.record_path("sets", f"{config.dataset}_distribution"))
+    records.write({"distribution": found}, records.record_path("sets", f"{config.dataset}_distribution"))
 
 
 def datasets(config: Config, root: Path | None = None) -> dict[str, data.Images]:
@@ -151,7 +151,7 @@ def divide(config: Config, whole: data.Images) -> dict[str, torch.Tensor]:
     """split -> int64 indices of its images in the part ``train`` as it is on disk."""
     seen, unseen = data.choose_classes(whole.classes, config.classes, config.exclude), ()
     if config.unseen:
-        seen, unseen = data.set_classes_apart(seen, config.unseen, config.seed)
+        seen, unseen = data.hold_out_classes(seen, config.unseen, config.seed)
     parts = data.split(whole, seen, config.per_class, config.seed)
     found = dict(zip(("train", "val", "test"), parts, strict=False))
     return found | ({"unseen": whole.of(unseen)} if unseen else {})
@@ -235,7 +235,7 @@ def train(config: Config, root: Path | None = None, *, weights: Path | None = No
           run_dir: Path | None = None, out: Path | None = None) -> Trained:  # fmt: skip
     """Train (or resume) the run in ``run_dir``, and write the checkpoint ``out``, which needs no other file.
 
-    ``weights`` is a local state dict of the backbone, or a checkpoint of this room to start from. The epoch is
+    ``weights`` is a local state dict of the backbone, or a checkpoint of this system to start from. The epoch is
     chosen by top1 on fixed validation sets. Stored as fp16 where that brings the file under ``checkpoints.LIMIT``.
     """
     out = out or weights_path(config)
@@ -272,7 +272,7 @@ def frozen_features(model: SetModel, whole: data.Images, chosen: dict, config: C
 
 
 def start(model: SetModel, config: Config, classes: Sequence[str], weights: Path | None) -> None:
-    """Give the model what it starts from: a checkpoint of this room, ImageNet's weights, or nothing.
+    """Give the model what it starts from: a checkpoint of this system, ImageNet's weights, or nothing.
 
     Of a checkpoint with another head, or for a frozen encoder, only the encoder is taken, and the class layer where
     both have one of the same classes.
@@ -363,7 +363,7 @@ def measure(trained: Trained, root: Path | None, dataset: str | None, split: str
     metrics = evaluate(trained.config, trained.model, root, dataset=dataset, split=split, classes=trained.classes)
     root = root or default_root(name)
     carved = is_divided(trained.config, root, name) and (split != "test" or len(trained.config.per_class) > 2)
-    found = results.fingerprint(data.files(root, "train" if carved else split), root)
+    found = records.fingerprint(data.files(root, "train" if carved else split), root)
     described = {"dataset": name, "split": split, "classes": list(trained.classes), **found}
     return metrics, described, evaluation.PROTOCOL
 

@@ -167,7 +167,7 @@ def _counts(members: int, shares: Sequence[float]) -> list[int]:
     return counts
 
 
-def set_classes_apart(classes: Sequence[str], count: int, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def hold_out_classes(classes: Sequence[str], count: int, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(seen, unseen) classes, ``count`` of them unseen, drawn by the seed."""
     if not 2 <= count <= len(classes) - 2:
         raise settings.InputError(f"unseen={count} of {len(classes)} classes: two at least on either side")

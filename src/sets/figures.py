@@ -1,4 +1,4 @@
-"""What the sets room draws: sets with the odd one framed, attention, the map of features, sizes, failures."""
+"""What the sets system draws: sets with the odd one framed, attention, the map of features, sizes, failures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from src import plots
 from src.sets import features
 from src.sets.data import Images, Sets, fixed_sets
-from src.sets.evaluate import by_size, hardest_pairs, pairs_of, ranks, scores_of
+from src.sets.evaluation import by_size, hardest_pairs, pairs_of, ranks, scores_of
 
 TRUE, CHOSEN, BOTH = plots.COLORS[1], plots.COLORS[0], plots.COLORS[2]
 SHOWN = 14  # classes of the feature map

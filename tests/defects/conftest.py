@@ -1,4 +1,4 @@
-"""What the tests of the defects room share: the mini textures in small numbers, and other tiny images on disk."""
+"""What the tests of the defects system share: the mini textures in small numbers, and other tiny images on disk."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from src import settings
-from src.defects import textures
 from src.defects.data import NORMAL, DefectDataset, Item
+from src.synthetic import textures
 
 TEXTURE_COUNTS = {"train": 7, "test": 2, "defect": 1, "teacher": 20}
 

@@ -19,7 +19,7 @@ from src.images import MEAN, STD, DataError
 CONFIG = teachers.TeacherConfig(batch_size=6, epochs=1, workers=0, amp=False, patch_size=17, descriptor=8, width=4,
                                 pretrained="none", patch_pixels=24, images="photographs", image_size=(24, 36),
                                 patches_per_image=2, backbone_epochs=2)  # fmt: skip
-ROOM = defects.Config(dataset="folder", percent=(80, 10, 10), image_size=40, epochs=1, batch_size=6, width=4,
+SYSTEM = defects.Config(dataset="folder", percent=(80, 10, 10), image_size=40, epochs=1, batch_size=6, width=4,
                       descriptor=8, patch_sizes=(17,), students=1, workers=0, amp=False, pretrained="none",
                       patch_pixels=24, teacher_width=4, teacher_images="photographs", teacher_image_size=(24, 36),
                       teacher_epochs=1, teacher_batch_size=6, patches_per_image=4)  # fmt: skip
@@ -193,7 +193,7 @@ def ramps() -> torch.Tensor:
 
 def test_patches_are_turned_as_they_say_and_never_flipped():
     torch.manual_seed(0)
-    for augmentation in ("paper", "user"):
+    for augmentation in ("paper", "flip_rotate"):
         config = replace(CONFIG, patches_per_image=400, augmentation=augmentation)
         patches, turns = domain.TurnPatches(config)(ramps())
         assert patches.shape == (400, 3, 17, 17) and patches.dtype == torch.float32
@@ -232,7 +232,7 @@ def test_loss_by_hand():
     assert float(domain.loss(Knows(True), (patches, (turns + 1) % 4))) == pytest.approx(sure, rel=1e-5)
 
 
-# -------------------------------------------------------------------------------------------------- doors
+# -------------------------------------------------------------------------------------------------- public functions
 def test_training_adapts_to_the_train_split_alone(folders, data_dir, monkeypatch):
     seen, adapt = [], domain.adapt
 
@@ -241,7 +241,7 @@ def test_training_adapts_to_the_train_split_alone(folders, data_dir, monkeypatch
         return adapt(backbone, images, config, run_dir)
 
     monkeypatch.setattr(domain, "adapt", recorded)
-    config = replace(ROOM, backbone_epochs=1)
+    config = replace(SYSTEM, backbone_epochs=1)
     trained = defects.train(config)
     split = defects.datasets(config)["folder"]
     ((images, name, run_dir),) = seen
@@ -253,12 +253,12 @@ def test_training_adapts_to_the_train_split_alone(folders, data_dir, monkeypatch
     assert run_dir == folders / "runs/defects/teacher_photographs_folder_17_backbone"
     assert (run_dir / "best.pth").exists()
     assert checkpoints.load(trained.source)["config"]["backbone_epochs"] == 1
-    plain = defects.train(ROOM, run_dir=folders / "plain", out=folders / "plain.pth")
+    plain = defects.train(SYSTEM, run_dir=folders / "plain", out=folders / "plain.pth")
     assert not same(plain.model.teachers, trained.model.teachers) and len(seen) == 1
 
 
 def test_a_teacher_adapted_to_other_images_is_refused(folders, parts, monkeypatch):
-    config = replace(ROOM, backbone_epochs=1)
+    config = replace(SYSTEM, backbone_epochs=1)
     first, _ = defects.train_teacher(config, 17, None, folders / "runs", parts[:20])
     path = defects.teacher_path(config, 17)
     monkeypatch.setattr(defects.teacher, "distill", lambda *given: pytest.fail("a teacher is trained"))
@@ -286,7 +286,7 @@ def test_a_domain_is_its_files_names_and_contents(parts, tmp_path):
 
 def test_teachers_are_kept_apart():
     def name(**changes) -> str:
-        return defects.teacher_path(replace(ROOM, **changes), 33).name
+        return defects.teacher_path(replace(SYSTEM, **changes), 33).name
 
     assert name() == name(dataset="csv") == "teacher_photographs_33.pth"  # as ever
     assert name(backbone_epochs=1) == "teacher_photographs_folder_33.pth"
@@ -296,8 +296,8 @@ def test_teachers_are_kept_apart():
 # ------------------------------------------------------------------------------------------------- neither
 def test_without_epochs_nothing_changes(folders, parts, monkeypatch):
     monkeypatch.setattr(domain, "adapt", lambda *given, **options: pytest.fail("the backbone is adapted"))
-    net, _ = defects.train_teacher(ROOM, 17, None, folders / "runs", parts)
-    own = ROOM.of_teacher(17)
+    net, _ = defects.train_teacher(SYSTEM, 17, None, folders / "runs", parts)
+    own = SYSTEM.of_teacher(17)
     assert (own.backbone_epochs, own.domain) == (0, "")
     asked = []
     alike, _ = teachers.distill(own, folders / "alike", None, asked.append)  # what comes after draws the same numbers
@@ -307,7 +307,7 @@ def test_without_epochs_nothing_changes(folders, parts, monkeypatch):
 
 def test_fewer_than_no_epochs_are_refused(folders):
     with pytest.raises(settings.InputError, match="backbone_epochs=-1"):
-        defects.train(replace(ROOM, backbone_epochs=-1))
+        defects.train(replace(SYSTEM, backbone_epochs=-1))
 
 
 # -------------------------------------------------------------------------------- checkpoints of earlier days
@@ -321,35 +321,35 @@ def aged(path: Path) -> None:
 
 
 def test_a_checkpoint_older_than_a_setting_has_its_default(folders, monkeypatch):
-    trained = defects.train(ROOM)
+    trained = defects.train(SYSTEM)
     aged(trained.source)
-    aged(defects.teacher_path(ROOM, 17))
+    aged(defects.teacher_path(SYSTEM, 17))
     monkeypatch.setattr(defects.teacher, "distill", lambda *given: pytest.fail("a teacher is trained"))
-    assert defects.load(trained.source, ROOM).config == ROOM
-    assert same(defects.load_or_train(ROOM, run_training=False).model, trained.model)
-    assert same(defects.train_teacher(ROOM, 17, None, folders)[0], trained.model.teachers["17"])
+    assert defects.load(trained.source, SYSTEM).config == SYSTEM
+    assert same(defects.load_or_train(SYSTEM, run_training=False).model, trained.model)
+    assert same(defects.train_teacher(SYSTEM, 17, None, folders)[0], trained.model.teachers["17"])
     named = "backbone_epochs: 0 in the file, 3 asked for"
     with pytest.raises(checkpoints.CheckpointError, match=named):
-        defects.load(trained.source, ROOM, ["backbone_epochs=3"])
+        defects.load(trained.source, SYSTEM, ["backbone_epochs=3"])
     with pytest.raises(checkpoints.CheckpointError, match=named):
-        defects.load_or_train(replace(ROOM, backbone_epochs=3), run_training=True)
-    defects.teacher_path(ROOM, 17).rename(defects.teacher_path(replace(ROOM, backbone_epochs=3), 17))
+        defects.load_or_train(replace(SYSTEM, backbone_epochs=3), run_training=True)
+    defects.teacher_path(SYSTEM, 17).rename(defects.teacher_path(replace(SYSTEM, backbone_epochs=3), 17))
     with pytest.raises(checkpoints.CheckpointError, match=named):
-        defects.train_teacher(replace(ROOM, backbone_epochs=3), 17, None, folders, [trained.source])
+        defects.train_teacher(replace(SYSTEM, backbone_epochs=3), 17, None, folders, [trained.source])
 
 
 def test_a_setting_that_is_no_more_is_still_refused(folders):
-    content = {"config": {**checkpoints.plain(asdict(ROOM)), "gone": 1}, "weights": {}, "extras": {},
+    content = {"config": {**checkpoints.plain(asdict(SYSTEM)), "gone": 1}, "weights": {}, "extras": {},
                "format": checkpoints.FORMAT}  # fmt: skip
-    checkpoints.write(content, defects.weights_path(ROOM))
+    checkpoints.write(content, defects.weights_path(SYSTEM))
     with pytest.raises(checkpoints.CheckpointError, match=r"gone: 1 in the file, '\(absent\)' asked for"):
-        defects.load_or_train(ROOM, run_training=False)
+        defects.load_or_train(SYSTEM, run_training=False)
     with pytest.raises(settings.InputError, match="settings unknown to src.defects: gone"):
-        defects.load(defects.weights_path(ROOM), ROOM)
+        defects.load(defects.weights_path(SYSTEM), SYSTEM)
 
 
 def test_a_run_older_than_a_setting_is_resumed(folders):
-    own = ROOM.of_teacher(17)
+    own = SYSTEM.of_teacher(17)
     net, history = teachers.distill(own, folders / "run")
     aged(folders / "run/last.pth")
     again, rows = teachers.distill(own, folders / "run")

@@ -1,4 +1,4 @@
-"""What the room draws: every file of ``draw`` on tiny textures, and what the single figures show of which numbers."""
+"""What the system draws: every file of ``draw`` on tiny textures, and what the single figures show of which numbers."""
 
 import shutil
 from dataclasses import replace
@@ -13,8 +13,8 @@ from PIL import Image
 from src import defects, plots, settings
 from src.__main__ import main
 from src.defects import data, figures, scores
-from src.defects.evaluate import Meter, Scored, auroc
-from tests.defects.test_doors import TINY, redirect
+from src.defects.evaluation import Meter, Scored, auroc
+from tests.defects.test_system import TINY, redirect
 
 HISTORY = {
     "teacher 33": [{"epoch": e, "distillation": 1 / e, "effective_rank": 2.0 * e} for e in (1, 2, 3)],

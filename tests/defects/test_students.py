@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from src import defects, images
-from src.defects import students as room
+from src.defects import students as system
 from src.defects.dense import dense, pad
 from src.defects.model import PatchNet, Students
 
@@ -23,9 +23,9 @@ def net(patch_size: int = 17, seed: int = 0, descriptor: int = 4) -> PatchNet:
 # -------------------------------------------------------------------------------------------- pictures
 def test_images_come_at_the_short_side(stripes):
     wide, high = stripes(size=(40, 52)), stripes(size=(60, 48), seed=1)
-    assert room.Pixels(wide, 20)[0].shape == (3, 20, 26) and room.Pixels(high, 96)[0].shape == (3, 120, 96)
-    assert len(room.Pixels(wide, 20)) == 4 and room.Pixels(wide, 40)[1].dtype == torch.uint8
-    assert torch.equal(room.Pixels(wide, 40)[1], wide[1]["image"])
+    assert system.Pixels(wide, 20)[0].shape == (3, 20, 26) and system.Pixels(high, 96)[0].shape == (3, 120, 96)
+    assert len(system.Pixels(wide, 20)) == 4 and system.Pixels(wide, 40)[1].dtype == torch.uint8
+    assert torch.equal(system.Pixels(wide, 40)[1], wide[1]["image"])
 
 
 def flips(image: torch.Tensor) -> list[torch.Tensor]:
@@ -38,7 +38,7 @@ def test_a_whole_view_is_a_flip_with_a_reflected_border(patch_size):
     expected = [pad(images.normalize(flipped)[None], patch_size)[0] for flipped in flips(image)]
     for seed in range(40):
         torch.manual_seed(seed)
-        view = room.Crop(patch_size, 0)(image)
+        view = system.Crop(patch_size, 0)(image)
         assert view.shape == (3, 40 + patch_size - 1, 50 + patch_size - 1) and view.dtype == torch.float32
         seen += [index for index, flipped in enumerate(expected) if torch.equal(view, flipped)]
     assert len(seen) == 40 and set(seen) == {0, 1, 2, 3}
@@ -51,7 +51,7 @@ def test_a_crop_lies_anywhere_in_the_padded_image(crop):
     corners = set()
     for seed in range(60):
         torch.manual_seed(seed)
-        view = room.Crop(17, crop)(image.to(torch.uint8))
+        view = system.Crop(17, crop)(image.to(torch.uint8))
         assert view.shape == (3, crop, crop)
         places = [whole[0].unfold(0, crop, 1).unfold(1, crop, 1).eq(view[0]).all(-1).all(-1) for whole in padded]
         found = torch.cat([place.nonzero() for place in places])
@@ -62,7 +62,7 @@ def test_a_crop_lies_anywhere_in_the_padded_image(crop):
 
 def test_a_crop_larger_than_the_image_is_the_image():
     image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
-    assert room.Crop(17, 500)(image).shape == (3, 56, 66)
+    assert system.Crop(17, 500)(image).shape == (3, 56, 66)
 
 
 # ---------------------------------------------------------------------------------------- normalisation
@@ -70,7 +70,7 @@ def test_a_crop_larger_than_the_image_is_the_image():
 def test_statistics_are_those_of_all_descriptors_on_the_teachers_grid(stripes, patch_size):
     teacher, wide, high = net(patch_size), stripes(size=(40, 51)), stripes(size=(53, 40), seed=1)
     dataset = defects.data.DefectDataset(wide.items + high.items, wide.root)
-    found = room.teacher_statistics(teacher, room.Pixels(dataset, 40))
+    found = system.teacher_statistics(teacher, system.Pixels(dataset, 40))
     said = [dense(teacher, images.normalize(dataset[i]["image"])[None], teacher.stride)[0].flatten(1) for i in range(8)]
     values = torch.cat(said, 1).double().numpy()
     assert values.shape[1] == 4 * sum(
@@ -85,7 +85,7 @@ def test_a_dimension_that_does_not_vary_is_not_blown_up(stripes):
     with torch.no_grad():
         teacher[-1].weight[1] = 0
         teacher[-1].bias[1] = 7
-    mean, std = room.teacher_statistics(teacher, room.Pixels(stripes(), 40))
+    mean, std = system.teacher_statistics(teacher, system.Pixels(stripes(), 40))
     assert mean[1] == pytest.approx(7, rel=1e-5) and std[1] == pytest.approx(float(std.max()) * 1e-3, rel=1e-4)
 
 
@@ -108,7 +108,7 @@ def test_loss_by_hand():
     scaling.mean.copy_(torch.tensor([1.0, -1.0]))
     scaling.std.copy_(torch.tensor([2.0, 0.5]))  # targets: 1, 2 and 0, 2
     students = Says(torch.tensor([[[[[1.0, 2.0]], [[0.0, 2.0]]]], [[[[0.0, 2.0]], [[3.0, 1.0]]]]]))
-    found = room.loss(students, torch.zeros(1, 3, 17, 17), teacher=teacher, scaling=scaling)
+    found = system.loss(students, torch.zeros(1, 3, 17, 17), teacher=teacher, scaling=scaling)
     assert found.item() == pytest.approx((0 + 0 + (1 + 9) + (0 + 1)) / 4)
 
 
@@ -117,7 +117,7 @@ def test_teacher_gets_no_gradient_and_no_half_precision():
     views, seen = torch.randn(1, 3, 20, 20), []
     teacher.register_forward_hook(lambda module, given, said: seen.append(said))
     with torch.autocast("cpu", torch.bfloat16):
-        loss = room.loss(students, views, teacher=teacher, scaling=students)
+        loss = system.loss(students, views, teacher=teacher, scaling=students)
     loss.backward()
     assert seen[0].dtype == torch.float32 and loss.dtype == torch.float32
     assert all(values.grad is None for values in teacher.parameters())
@@ -131,7 +131,7 @@ def test_validation_is_the_mean_loss_per_dimension():
     with torch.inference_mode():
         squares = [(students(view) - teacher(view) / 0.7).square() for view in views]
     expected = np.mean([float(square.mean()) for square in squares])  # the mean over dimensions, too
-    found = room.validate(students, views=views, teacher=teacher, config=CONFIG)
+    found = system.validate(students, views=views, teacher=teacher, config=CONFIG)
     assert set(found) == {"regression_error"} and found["regression_error"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -142,15 +142,15 @@ def test_a_short_fit_learns_what_the_teacher_says_of_good_parts(stripes, tmp_pat
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     train, val = stripes(("good",) * 6), stripes(("good",) * 2, (44, 40), seed=1)
     config = replace(CONFIG, crop_size=crop_size)
-    history = room.fit(students, teacher, train, val, config, tmp_path / "run")
+    history = system.fit(students, teacher, train, val, config, tmp_path / "run")
     errors = [row["regression_error"] for row in history]
     assert len(errors) == 5 and min(errors) < 0.85 * errors[0]
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
-    mean, std = room.teacher_statistics(teacher, room.Pixels(train, 40))
+    mean, std = system.teacher_statistics(teacher, system.Pixels(train, 40))
     assert torch.equal(students.mean, mean) and torch.equal(students.std, std)
-    middle = [image[:, 2:42] for image in room.Pixels(val, 40)]  # 44 x 40 pixels
+    middle = [image[:, 2:42] for image in system.Pixels(val, 40)]  # 44 x 40 pixels
     views = [images.normalize(image)[None] for image in middle]
-    kept = room.validate(students, views=views, teacher=teacher, config=config)
+    kept = system.validate(students, views=views, teacher=teacher, config=config)
     assert kept["regression_error"] == pytest.approx(min(errors), rel=1e-5)
 
 
@@ -158,11 +158,11 @@ def test_the_mean_alone_has_an_error_near_one(stripes, tmp_path):
     """Of a whole image on the grid, by definition of the normalisation."""
     teacher, train = net(seed=1), stripes()
     students = Students([net(seed=2)])
-    mean, std = room.teacher_statistics(teacher, room.Pixels(train, 40))
+    mean, std = system.teacher_statistics(teacher, system.Pixels(train, 40))
     students.mean.copy_(mean)
     students.std.copy_(std)
     with torch.no_grad():
         students.nets[0][-1].weight.zero_()
-    views = [pad(images.normalize(image)[None], 17) for image in room.Pixels(train, 40)]
-    found = room.validate(students, views=views, teacher=teacher, config=CONFIG)
+    views = [pad(images.normalize(image)[None], 17) for image in system.Pixels(train, 40)]
+    found = system.validate(students, views=views, teacher=teacher, config=CONFIG)
     assert found["regression_error"] == pytest.approx(1, rel=1e-3)

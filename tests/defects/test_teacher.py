@@ -86,7 +86,7 @@ def test_images_are_resized_to_the_range_of_short_sides():
 
 def test_the_users_augmentation_rotates_and_keeps_colours():
     red = torch.stack([torch.full((40, 40), v, dtype=torch.uint8) for v in (255, 0, 0)])
-    patches = cut(red, 200, augmentation="user")
+    patches = cut(red, 200, augmentation="flip_rotate")
     middle, corner = patches[:, :, 8, 8], patches[:, 0, 0, 0]
     assert torch.allclose(middle, torch.tensor([255.0, 0, 0]), atol=1)  # none is grey
     assert 0.5 < (corner < 1).float().mean() < 1  # turned out of the patch, but not by multiples of 90 degrees

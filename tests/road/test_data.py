@@ -297,7 +297,7 @@ def test_every_recipe_varies_as_named():
 
     plain = next(masks("none"))
     assert all(torch.equal(mask, plain) for mask in masks("none"))
-    for name in ("flip", "user"):
+    for name in ("flip", "flip_color"):
         found = list(masks(name))
         flipped = [torch.equal(mask, plain.flip(1)) for mask in found]
         assert 0 < sum(flipped) < 12
@@ -349,7 +349,7 @@ def test_heavy_blurs_some_images_and_no_mask():
     assert 0 < sum(blurred) < 12
 
 
-@pytest.mark.parametrize("name", ["user", "scale_jitter"])
+@pytest.mark.parametrize("name", ["flip_color", "scale_jitter"])
 def test_jitter_changes_colours_alone(name):
     results = []
     for augment in (data.Augment(name, 13, (96, 128), (96, 128)), without(COLOURS, name, (96, 128), (96, 128))):

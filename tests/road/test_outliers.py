@@ -1,4 +1,4 @@
-"""Pasted objects, the head that learns where they are, its loss by hand, and what the doors do with it."""
+"""Pasted objects, the head that learns where they are, its loss by hand, and what the public functions do with it."""
 
 from dataclasses import replace
 
@@ -116,7 +116,7 @@ def sample(height: int = 40, width: int = 60) -> dict:
 
 
 def test_views_say_what_is_pasted_what_is_not_and_what_nobody_knows():
-    augment, seen = data.Augment("user", 2, (32, 48), (24, 40)), set()
+    augment, seen = data.Augment("flip_color", 2, (32, 48), (24, 40)), set()
     for seed in range(20):
         torch.manual_seed(seed)
         view = augment(sample())
@@ -138,7 +138,7 @@ def test_another_camera_changes_colours_and_leaves_things_in_place():
     before, (black, white) = image.clone(), normalize(torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, 3, 1, 1))
     for seed in range(20):
         torch.manual_seed(seed)
-        found = outliers.other_camera(image)
+        found = outliers.photometric_jitter(image)
         assert torch.equal(image, before) and found.shape == image.shape and found.dtype == torch.float32
         assert (found >= black - 1e-5).all() and (found <= white + 1e-5).all()
         assert found[:, 12:28, 22:38].mean() > found[:, 32:].mean() + 0.05  # what was brighter still is
@@ -194,9 +194,9 @@ def test_a_head_fits_its_backbone(backbone):
     head, images = outliers.build_head(backbone, model.backbone), torch.randn(2, 3, 64, 96)
     assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
     with torch.inference_mode():
-        taps, own = outliers.tapped(model.backbone, head.names, images), model.backbone(images)
+        taps, own = outliers.layer_outputs(model.backbone, head.names, images), model.backbone(images)
         assert head.eval()(taps).shape == (2, 4, 6)
-    assert tuple(taps) == head.names == outliers.TAPS[backbone] and len(taps) == 4
+    assert tuple(taps) == head.names == outliers.FEATURE_LAYERS[backbone] and len(taps) == 4
     assert torch.equal(taps[head.names[-1]], own["out"]) and torch.equal(taps[head.names[-2]], own["aux"])
     assert head.net[0].num_features == sum(values.shape[1] for values in taps.values())
 
@@ -275,7 +275,7 @@ def same(one: dict, other: dict) -> bool:
 
 
 def test_the_head_learns_and_nothing_else_changes(flat, tmp_path, monkeypatch):
-    monkeypatch.setattr(outliers, "CAMERAS", 0.0)  # a few steps are enough
+    monkeypatch.setattr(outliers, "JITTERED_SHARE", 0.0)  # a few steps are enough
     model, views, validate = road.build_model(HEADED).train(), [], outliers.validate
     monkeypatch.setattr(outliers, "validate", lambda *given, **named: views.append(named) or validate(*given, **named))
     before, untaught = state(model, head=False), state(model, head=True)
@@ -320,7 +320,7 @@ def test_a_killed_training_resumes_to_the_same_weights(flat, tmp_path, killed_at
     assert [{**row, "seconds": 0} for row in history] == [{**row, "seconds": 0} for row in expected]
 
 
-# ---------------------------------------------------------------------------------------------------- doors
+# ---------------------------------------------------------------------------------------------------- public functions
 @pytest.fixture(scope="module")
 def taught(mini_root, tiny_config, tmp_path_factory) -> road.Trained:
     """``tiny_config`` with an epoch for the head; beside the file, its run."""
@@ -368,7 +368,7 @@ def test_logits_are_the_same_with_and_without_the_head(taught):
     assert torch.equal(logits, expected) and none is None
     assert outlier.shape == (2, 90, 160) and outlier.dtype == torch.float32 and not outlier.requires_grad
     with torch.inference_mode():
-        coarse = taught.model.outlier_head(outliers.tapped(plain.backbone, outliers.TAPS["mobilenet_v2"], images))
+        coarse = taught.model.outlier_head(outliers.layer_outputs(plain.backbone, outliers.FEATURE_LAYERS["mobilenet_v2"], images))
     assert torch.equal(outlier, F.interpolate(coarse[:, None], (90, 160), mode="bilinear")[:, 0])
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the series room share: plenty of series, drawn once, and how a plot is opened."""
+"""What the tests of the series system share: plenty of series, drawn once, and how a plot is opened."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.series import generate
+from src.synthetic import time_series
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -16,12 +16,12 @@ def pixels(path: Path) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def plenty() -> dict[str, list[generate.Series]]:
+def plenty() -> dict[str, list[time_series.Series]]:
     """Class -> 120 series of the training split."""
-    return {label: [generate.generate(label, i, seed=3) for i in range(120)] for label in generate.CLASSES}
+    return {label: [time_series.generate(label, i, seed=3) for i in range(120)] for label in time_series.CLASSES}
 
 
 @pytest.fixture(scope="session")
-def one_each() -> list[generate.Series]:
+def one_each() -> list[time_series.Series]:
     """One series of each class, of every length."""
-    return [generate.generate(label, number, seed=3) for number, label in enumerate(generate.CLASSES)]
+    return [time_series.generate(label, number, seed=3) for number, label in enumerate(time_series.CLASSES)]

@@ -5,7 +5,7 @@ import torch
 
 from src.series.batches import flip_some
 from src.series.model import FLIPS, views
-from tests.series.rooms import on_the_cpu, pictures, traces  # noqa: F401
+from tests.series.systems import on_the_cpu, pictures, traces  # noqa: F401
 
 KINDS = {"traces": lambda count: traces(count), "pictures": lambda count: pictures(count)}
 BOTH = tuple(FLIPS)

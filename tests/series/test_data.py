@@ -11,11 +11,12 @@ from PIL import Image
 
 from src import settings
 from src.images import DataError
-from src.series import data, generate, raster, render, traces
+from src.series import data, envelope
+from src.synthetic import series_plots, series_raster, time_series
 
 CLASSES = ("mean_shift", "point_anomaly", "volatility")
-SMALL = partial(data.picture, size=(60, 80)), partial(raster.picture, size=(60, 80))
-TRACES = traces.of_plot, traces.of_series
+SMALL = partial(data.picture, size=(60, 80)), partial(series_raster.picture, size=(60, 80))
+TRACES = envelope.of_plot, envelope.of_series
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +25,9 @@ def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("series")
     for label in CLASSES:
         for number in range(2):
-            series, stem = generate.generate(label, number, seed=5), root / "train" / label / f"{number:03d}"
-            generate.write_csv(series, stem.with_suffix(".csv"))
-            render.draw(series.values, stem.with_suffix(".png"))
+            series, stem = time_series.generate(label, number, seed=5), root / "train" / label / f"{number:03d}"
+            time_series.write_csv(series, stem.with_suffix(".csv"))
+            series_plots.draw(series.values, stem.with_suffix(".png"))
             with Image.open(stem.with_suffix(".png")) as image:
                 image.convert("RGB").quantize(16).save(stem.with_suffix(".png"))
     return root
@@ -43,8 +44,8 @@ def test_plots_are_read_at_one_size(root):
     assert plots.items.shape == (6, 3, 60, 80) and plots.items.dtype == torch.uint8 and len(plots) == 6
     assert plots.labels.tolist() == [0, 0, 1, 1, 2, 2] and plots.classes == CLASSES
     assert plots.names[3] == "point_anomaly/001.png"
-    series = generate.generate("point_anomaly", 1, seed=5)
-    drawn = raster.picture(series.values, (60, 80))
+    series = time_series.generate("point_anomaly", 1, seed=5)
+    drawn = series_raster.picture(series.values, (60, 80))
     likeness = [np.corrcoef(plot.ravel(), drawn.ravel())[0, 1] for plot in plots.items]
     assert int(np.argmax(likeness)) == 3 and likeness[3] > 0.95
 
@@ -73,16 +74,16 @@ def test_without_axes_the_line_is_left(root):
     plots = data.read_series(root, "train", (partial(data.picture, size=(120, 160), axes=False), None))
     for plot, name in zip(plots.items.numpy(), plots.names, strict=True):
         label, number = name.split("/")
-        values = generate.generate(label, int(number[:3]), seed=5).values
-        drawn = raster.picture(values, (120, 160), axes=False)
+        values = time_series.generate(label, int(number[:3]), seed=5).values
+        drawn = series_raster.picture(values, (120, 160), axes=False)
         assert plot[:, 109:].min() == 255 and plot[:, :, :12].min() == 255
         assert np.corrcoef(plot.ravel(), drawn.ravel())[0, 1] > 0.97
 
 
 def test_plots_are_read_as_traces(root):
     plots = data.read_series(root, "train", TRACES)
-    assert plots.items.shape == (6, 2, traces.WIDTH) and plots.items.dtype == torch.float16
-    own = torch.as_tensor(traces.of_series(generate.generate("volatility", 0, seed=5).values)).double()
+    assert plots.items.shape == (6, 2, envelope.WIDTH) and plots.items.dtype == torch.float16
+    own = torch.as_tensor(envelope.of_series(time_series.generate("volatility", 0, seed=5).values)).double()
     errors = (plots.items.double() - own).abs().mean((1, 2))
     assert int(errors.argmin()) == 4 and errors[4] < 0.04
 
@@ -90,7 +91,7 @@ def test_plots_are_read_as_traces(root):
 def test_a_plot_that_the_view_refuses_is_named(tmp_path):
     (tmp_path / "a").mkdir()
     Image.new("RGB", (790, 590), "white").save(tmp_path / "a" / "white.png")
-    for of_plot in (traces.of_plot, partial(data.picture, axes=False)):
+    for of_plot in (envelope.of_plot, partial(data.picture, axes=False)):
         with pytest.raises(DataError, match="white.png has no blue line"):
             data.read_series(tmp_path, "train", (of_plot, None))
 
@@ -112,7 +113,7 @@ def test_numbers_stand_in_for_plots_that_are_missing(root, tmp_path):
     whole, mixed = (data.read_series(place, "train", TRACES) for place in (root, tmp_path))
     assert mixed.names == ("mean_shift/000.csv", *whole.names[1:]) and mixed.labels.equal(whole.labels)
     assert torch.equal(mixed.items[1:], whole.items[1:])
-    own = traces.of_series(data.read_csv(root / "train/mean_shift/000.csv"))
+    own = envelope.of_series(data.read_csv(root / "train/mean_shift/000.csv"))
     assert np.array_equal(mixed.items[0].numpy(), own)
 
 
@@ -122,7 +123,7 @@ def test_class_folders_of_numbers_alone(root, tmp_path):
         shutil.copy(file, tmp_path / file.parent.name)
     found = data.read_series(tmp_path, "test", SMALL)
     assert found.classes == CLASSES and found.names[5] == "volatility/001.csv"
-    drawn = raster.picture(generate.generate("volatility", 1, seed=5).values, (60, 80))
+    drawn = series_raster.picture(time_series.generate("volatility", 1, seed=5).values, (60, 80))
     assert np.abs(found.items[5].numpy().astype(float) - drawn).max() <= 1  # as far as a CSV file rounds
     (tmp_path / "volatility/001.csv").write_text("data\n1\n\n2\nmany\n")
     with pytest.raises(DataError, match="volatility/001.csv, line 5: 'many' is not a number"):
@@ -130,9 +131,9 @@ def test_class_folders_of_numbers_alone(root, tmp_path):
 
 
 def test_metadata_is_found_by_name(tmp_path):
-    series = {f"val/{label}/000": generate.generate(label, 0, "val", seed=5) for label in CLASSES}
+    series = {f"val/{label}/000": time_series.generate(label, 0, "val", seed=5) for label in CLASSES}
     assert data.metadata(tmp_path, ["volatility/000.png"], "val") == []
-    generate.write_metadata(series, tmp_path / "metadata.json", seed=5)
+    time_series.write_metadata(series, tmp_path / "metadata.json", seed=5)
     rows = data.metadata(tmp_path, ["volatility/000.png", "mean_shift/000.csv"], "val")
     assert [row["label"] for row in rows] == ["volatility", "mean_shift"]
     assert rows[1]["length"] == len(series["val/mean_shift/000"].values)
@@ -166,7 +167,7 @@ def test_unreadable_images_are_named(tmp_path, root, content):
 # --------------------------------------------------------------------------------------------- numbers
 def test_series_are_read_as_they_were_written(root):
     for label in CLASSES:
-        written = generate.generate(label, 1, seed=5).values
+        written = time_series.generate(label, 1, seed=5).values
         np.testing.assert_allclose(data.read_csv(root / "train" / label / "001.csv"), written, rtol=1e-5)
 
 
@@ -236,24 +237,24 @@ def same(a: data.Labelled, b: data.Labelled) -> bool:
 
 def test_the_pool_is_what_the_generator_draws(monkeypatch):
     monkeypatch.setattr(data, "CHUNK", 2)
-    pool = data.pool(traces.of_series, 3, CLASSES, first=7, seed=5, workers=1)
-    assert pool.items.shape == (9, 2, traces.WIDTH) and pool.items.dtype == torch.float16
+    pool = data.pool(envelope.of_series, 3, CLASSES, first=7, seed=5, workers=1)
+    assert pool.items.shape == (9, 2, envelope.WIDTH) and pool.items.dtype == torch.float16
     assert pool.classes == CLASSES and pool.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3 and len(pool) == 9
     assert pool.names[4] == "point_anomaly/8"
-    one = generate.generate("point_anomaly", 8, seed=5)
-    assert np.array_equal(pool.items[4], traces.of_series(one.values))
+    one = time_series.generate("point_anomaly", 8, seed=5)
+    assert np.array_equal(pool.items[4], envelope.of_series(one.values))
     assert (pool.known[4]["length"], pool.known[4]["events"]) == (len(one.values), one.events)
     part = pool.subset(torch.tensor([4]))
     assert part.known == (pool.known[4],) and part.names == ("point_anomaly/8",)
 
 
 def test_the_pool_is_of_no_data_set_on_disk():
-    first = data.pool(traces.of_series, 1, CLASSES, workers=1).names[0]
-    assert int(first.split("/")[1]) > max(render.COUNTS.values())
+    first = data.pool(envelope.of_series, 1, CLASSES, workers=1).names[0]
+    assert int(first.split("/")[1]) > max(series_plots.COUNTS.values())
 
 
 def test_the_pool_does_not_depend_on_workers_and_grows(monkeypatch):
-    view = partial(raster.picture, size=(24, 32), axes=False)
+    view = partial(series_raster.picture, size=(24, 32), axes=False)
     alone, shared = (data.pool(view, 5, CLASSES[:2], 40, workers=workers) for workers in (1, 2))
     assert same(alone, shared) and alone.items.shape == (10, 3, 24, 32) and alone.items.dtype == torch.uint8
     more = data.pool(view, 8, CLASSES[:2], 40, workers=1)

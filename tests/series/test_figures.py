@@ -10,8 +10,8 @@ from PIL import Image
 
 from src import series, settings
 from src.series import evaluation, figures
-from src.series.generate import CLASSES
-from tests.series.rooms import TINY, Told, labelled, on_the_cpu, pictures, traces  # noqa: F401
+from src.synthetic.time_series import CLASSES
+from tests.series.systems import TINY, Told, labelled, on_the_cpu, pictures, traces  # noqa: F401
 
 ABC = ("up_trend", "flat", "point_anomaly")
 

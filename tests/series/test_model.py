@@ -11,20 +11,20 @@ from torch.nn import functional as F
 
 from src import series, settings
 from src.series import model as models
-from src.series.generate import generate
+from src.series.envelope import of_series
 from src.series.model import (
     Classifier,
     Head,
     PictureNet,
     PictureTrunk,
-    TraceNet,
+    EnvelopeNet,
     activation_maps,
     fit_temperature,
     flip,
     views,
 )
-from src.series.traces import of_series
-from tests.series.rooms import TINY, Told, on_the_cpu, pictures, traces  # noqa: F401
+from src.synthetic.time_series import generate
+from tests.series.systems import TINY, Told, on_the_cpu, pictures, traces  # noqa: F401
 
 BOTH = ("horizontal", "vertical")
 
@@ -46,7 +46,7 @@ def test_the_users_network_has_its_parameters():
 
 @pytest.mark.parametrize("width", [2, 6])
 def test_trace_networks_of_any_width(width):
-    net = TraceNet(width, 5, (0.1, 0.2, 0.3)).eval()
+    net = EnvelopeNet(width, 5, (0.1, 0.2, 0.3)).eval()
     logits, looks = net(traces(3))
     assert logits.shape == (3, 5) and looks.shape == (3, 640 // 16)
     assert torch.allclose(looks.exp().sum(1), torch.ones(3), atol=1e-5)
@@ -54,7 +54,7 @@ def test_trace_networks_of_any_width(width):
 
 
 def test_a_trace_network_sees_both_edges_and_the_thickness():
-    net, seen = TraceNet(2, 3, (0, 0, 0)).eval(), []
+    net, seen = EnvelopeNet(2, 3, (0, 0, 0)).eval(), []
     net.stem.register_forward_pre_hook(lambda stem, given: seen.append(given[0]))
     found = traces(2)
     found[:, 1] = found[:, 0].where(torch.arange(640) > 99, found[:, 1])  # a line without thickness, from there on
@@ -138,7 +138,7 @@ def test_views_are_all_ways_to_flip(items):
 @pytest.fixture
 def classifier() -> Classifier:
     torch.manual_seed(0)
-    return Classifier(lambda: TraceNet(2, 4, (0.5, 0.5, 0.5)), 3, BOTH).eval()
+    return Classifier(lambda: EnvelopeNet(2, 4, (0.5, 0.5, 0.5)), 3, BOTH).eval()
 
 
 def test_probabilities_are_the_mean_over_networks_and_flips(classifier):
@@ -250,7 +250,7 @@ class Nothing(nn.Module):
 
 @pytest.mark.parametrize("place", [3, 22, 39])
 def test_a_trace_network_looks_where_its_attention_is(place):
-    net = TraceNet(2, 3, (0, 0, 0))
+    net = EnvelopeNet(2, 3, (0, 0, 0))
     net.stem, net.body, net.top = nn.Identity(), Pooled(12), Nothing()
     net.look_near.weight.data.zero_()
     net.look_near.weight.data[0, 0] = 50
@@ -263,7 +263,7 @@ def test_a_trace_network_looks_where_its_attention_is(place):
 
 def test_attention_weighs_what_the_head_is_given():
     torch.manual_seed(0)
-    net, seen, given = TraceNet(2, 3, (0, 0, 0)).eval(), [], []
+    net, seen, given = EnvelopeNet(2, 3, (0, 0, 0)).eval(), [], []
     net.top.register_forward_hook(lambda top, _, found: seen.append(found[:, :, 0]))
     net.head.register_forward_pre_hook(lambda head, pooled: given.append(pooled[0]))
     with torch.no_grad():

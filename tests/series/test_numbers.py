@@ -5,8 +5,8 @@ import pytest
 
 from src import settings
 from src.series import numbers
-from src.series.generate import CLASSES, generate
 from src.series.numbers import FromNumbers, random_kernels, summary_features
+from src.synthetic.time_series import CLASSES, generate
 
 EASY = ("deterministic_trend", "stochastic_trend", "volatility")  # told apart by forty examples each
 

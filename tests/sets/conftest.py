@@ -1,4 +1,4 @@
-"""What the tests of the sets room share: tiny class folders, CIFAR-100's own layout in small, and a trained model."""
+"""What the tests of the sets system share: tiny class folders, CIFAR-100's own layout in small, and a trained model."""
 
 import hashlib
 import pickle

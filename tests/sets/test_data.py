@@ -270,14 +270,14 @@ def test_splits_hold_the_classes_asked_for_alone():
 
 
 def test_class_disjoint_splits():
-    seen, unseen = data.set_classes_apart(CIFAR, 20, 42)
+    seen, unseen = data.hold_out_classes(CIFAR, 20, 42)
     assert len(seen) == 80 and len(unseen) == 20 and sorted({*seen, *unseen}) == CIFAR
     assert list(seen) == sorted(seen) and list(unseen) == sorted(unseen)
-    assert data.set_classes_apart(CIFAR, 20, 42) == (seen, unseen) != data.set_classes_apart(CIFAR, 20, 43)
+    assert data.hold_out_classes(CIFAR, 20, 42) == (seen, unseen) != data.hold_out_classes(CIFAR, 20, 43)
     for count in (-1, 1, 5, 6, 7):
         with pytest.raises(settings.InputError, match=f"unseen={count} of 6 classes"):
-            data.set_classes_apart(CLASSES, count, 0)
-    assert [len(part) for part in data.set_classes_apart(CLASSES, 4, 0)] == [2, 4]
+            data.hold_out_classes(CLASSES, count, 0)
+    assert [len(part) for part in data.hold_out_classes(CLASSES, 4, 0)] == [2, 4]
 
 
 # --------------------------------------------------------------------------------------------------- sets

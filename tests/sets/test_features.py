@@ -332,10 +332,10 @@ def test_a_disk_that_fails_is_an_error_that_names_the_folder(tmp_path, monkeypat
     assert not files(tmp_path)
 
 
-@pytest.mark.parametrize("room", [200, 50_000])  # torch.save meets its end in different ways
-def test_a_real_shortage_of_space_is_told_and_leaves_no_part(tmp_path, room):
+@pytest.mark.parametrize("system", [200, 50_000])  # torch.save meets its end in different ways
+def test_a_real_shortage_of_space_is_told_and_leaves_no_part(tmp_path, system):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (system, before[1]))
     try:
         with pytest.raises(settings.InputError, match=f"feature cache {tmp_path}.*{os.strerror(errno.EFBIG)}"):
             extract(encoder(features=10_000), pictures(20), tmp_path)

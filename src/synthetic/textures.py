@@ -16,7 +16,7 @@ from scipy import fft, ndimage
 from tqdm import tqdm
 
 from src import settings
-from src.generated import fresh
+from src.synthetic.folders import fresh
 
 VERSION = 1  # raise it whenever a pixel changes, so that old data sets are recognised
 CATEGORIES, DEFECTS, SPLITS = ("fabric", "tiles", "bolt"), ("scratch", "hole", "stain", "misplaced"), ("train", "test")

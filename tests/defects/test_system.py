@@ -1,4 +1,4 @@
-"""The room's doors and its command line on tiny textures: train, load, evaluate, predict, report, errors."""
+"""The system's public functions and its command line on tiny textures: train, load, evaluate, predict, report, errors."""
 
 import json
 import shutil
@@ -13,9 +13,10 @@ from PIL import Image
 
 from src import checkpoints, defects, settings
 from src.__main__ import main
-from src.defects import data, evaluation, scores, textures
+from src.defects import data, evaluation, scores
 from src.defects import model as models
 from src.defects.teacher import TeacherConfig
+from src.synthetic import textures
 from tests.defects.conftest import TEXTURE_COUNTS
 
 TINY = defects.Config(
@@ -501,7 +502,7 @@ def test_full_is_the_users_recipe():
     own = config.of_teacher(33)
     teacher = {"epochs": 200, "batch_size": 64, "optimizer": "adam", "lr": 2e-4, "weight_decay": 1e-5, "patch_size": 33,
                "descriptor": 512, "backbone": "resnet18", "pretrained": "imagenet", "depth": "last",
-               "image_size": (256, 256), "augmentation": "user", "patches_per_image": 1, "schedule": "constant",
+               "image_size": (256, 256), "augmentation": "flip_rotate", "patches_per_image": 1, "schedule": "constant",
                "warmup": 0, "width": 128}  # fmt: skip
     assert {key: getattr(own, key) for key in teacher} == teacher and isinstance(own, TeacherConfig)
     channels = models.BACKBONES["resnet18"]["last"][1]

@@ -9,38 +9,38 @@ import pytest
 from scipy.signal import lfilter
 
 from src import settings
-from src.series import generate
-from src.series.generate import CLASSES
+from src.synthetic import time_series
+from src.synthetic.time_series import CLASSES
 
 FIVE_SIGMA = 5
 
 
-def same(a: generate.Series, b: generate.Series) -> bool:
+def same(a: time_series.Series, b: time_series.Series) -> bool:
     return np.array_equal(a.values, b.values)
 
 
-def long_single(series: list[generate.Series]) -> list[generate.Series]:
+def long_single(series: list[time_series.Series]) -> list[time_series.Series]:
     """Long series with one event, where statistics are sharp."""
     found = [s for s in series if len(s.values) >= 1000 and len(s.events) == 1]
     assert len(found) >= 10
     return found
 
 
-def cut(s: generate.Series) -> tuple[np.ndarray, np.ndarray]:
+def cut(s: time_series.Series) -> tuple[np.ndarray, np.ndarray]:
     """The values before and after the first event began."""
     return s.values[: s.events[0][0]], s.values[s.events[0][0] :]
 
 
 @pytest.mark.parametrize("label", CLASSES)
 def test_four_arguments_decide(label):
-    one = generate.generate(label, 5, "val", seed=1)
-    assert same(one, generate.generate(label, 5, "val", seed=1))
+    one = time_series.generate(label, 5, "val", seed=1)
+    assert same(one, time_series.generate(label, 5, "val", seed=1))
     others = [(label, 6, "val", 1), (label, 5, "test", 1), (label, 5, "val", 2)]
-    assert not any(same(one, generate.generate(*arguments)) for arguments in others)
+    assert not any(same(one, time_series.generate(*arguments)) for arguments in others)
 
 
 def test_classes_share_no_random_numbers():
-    bases = [generate.generate(label, 0, seed=9).parameters.get("base_noise") for label in CLASSES]
+    bases = [time_series.generate(label, 0, seed=9).parameters.get("base_noise") for label in CLASSES]
     known = [sigma for sigma in bases if sigma is not None]
     assert len(set(known)) == len(known) >= 5
 
@@ -48,7 +48,7 @@ def test_classes_share_no_random_numbers():
 @pytest.mark.parametrize("call", [("mean", 0, "train"), ("mean_shift", 0, "all"), ("mean_shift", -1, "train")])
 def test_what_cannot_be_drawn_is_refused(call):
     with pytest.raises(settings.InputError, match=f"no series {call[2]}/{call[0]}/{call[1]}"):
-        generate.generate(*call)
+        time_series.generate(*call)
 
 
 def test_classes_are_nine_in_order():
@@ -110,7 +110,7 @@ def test_a_single_point_is_the_extreme(plenty):
     singles = [s for s in plenty["point_anomaly"] if "single" in s.family]
     assert len(singles) > 50
     for s in singles:
-        place = generate.PLACES[s.family.rsplit("_", 1)[1]]
+        place = time_series.PLACES[s.family.rsplit("_", 1)[1]]
         others = np.delete(s.values, s.events[0][0])
         largest = abs(others - others.mean()).max()
         assert abs(s.values[s.events[0][0]] - others.mean()) > 1.05 * largest
@@ -206,7 +206,7 @@ def test_volatility_clusters_without_correlation(plenty):
 def test_lags_are_stable():
     rng = np.random.default_rng(0)
     for order in (0, 1, 3, 5):
-        lags = [generate._lags(rng, order, 0, 0.9) for _ in range(50)]
+        lags = [time_series._lags(rng, order, 0, 0.9) for _ in range(50)]
         assert {len(polynomial) for polynomial in lags} == {order + 1}
         impulse = np.append(1.0, np.zeros(20_000))
         assert max(abs(lfilter([1], polynomial, impulse)[-1]) for polynomial in lags) < 1e-3
@@ -215,13 +215,13 @@ def test_lags_are_stable():
 def test_residual_is_that_of_the_filter():
     x = np.random.default_rng(0).standard_normal(60).cumsum()
     bend = np.diff(np.eye(60), 2, axis=0)
-    trend = np.linalg.solve(np.eye(60) + generate.SMOOTHING * bend.T @ bend, x)
-    np.testing.assert_allclose(generate._hp_residual(x), x - trend, atol=1e-8)
+    trend = np.linalg.solve(np.eye(60) + time_series.SMOOTHING * bend.T @ bend, x)
+    np.testing.assert_allclose(time_series._hp_residual(x), x - trend, atol=1e-8)
 
 
 def test_several_positions_keep_their_distance():
     rng = np.random.default_rng(0)
-    drawn = [generate._positions(rng, 1000) for _ in range(400)]
+    drawn = [time_series._positions(rng, 1000) for _ in range(400)]
     several = [at for place, at in drawn if place == "multiple"]
     assert {len(at) for at in several} == {2, 3, 4} and 50 < len(several) < 150
     for at in several:
@@ -247,15 +247,15 @@ def test_signal_to_noise_by_hand(plenty):
 def test_files_hold_the_series(tmp_path, plenty):
     described = {f"train/{label}/000": series[0] for label, series in plenty.items()}
     one = plenty["contextual_anomaly"][0]
-    generate.write_csv(one, tmp_path / "a" / "000.csv")
-    generate.write_metadata(described, tmp_path / "metadata.json", seed=3)
+    time_series.write_csv(one, tmp_path / "a" / "000.csv")
+    time_series.write_metadata(described, tmp_path / "metadata.json", seed=3)
     with (tmp_path / "a" / "000.csv").open() as file:
         header, *rows = csv.reader(file)
     assert header == ["time", "data"]
     assert [int(row[0]) for row in rows] == list(range(len(one.values)))
     np.testing.assert_allclose([float(row[1]) for row in rows], one.values, rtol=1e-5)
     found = json.loads((tmp_path / "metadata.json").read_text())
-    assert (found["version"], found["seed"]) == (generate.VERSION, 3) and set(found["series"]) == set(described)
+    assert (found["version"], found["seed"]) == (time_series.VERSION, 3) and set(found["series"]) == set(described)
     row = found["series"]["train/contextual_anomaly/000"]
     assert set(row) == {"length", "label", "family", "events", "parameters", "snr"}
     assert row["length"] == len(one.values) and row["events"] == [list(event) for event in one.events]

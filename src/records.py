@@ -83,48 +83,48 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
-def record_path(room: str, run: str) -> Path:
+def record_path(system: str, run: str) -> Path:
     """Where the record of a run is kept."""
-    return settings.RESULTS_DIR / room / f"{run}.json"
+    return settings.RESULTS_DIR / system / f"{run}.json"
 
 
-def load(room: str, run: str) -> dict[str, Any]:
-    """The record ``assets/results/<room>/<run>.json``; ResultError if it is missing or not JSON."""
-    path = record_path(room, run)
+def load(system: str, run: str) -> dict[str, Any]:
+    """The record ``assets/results/<system>/<run>.json``; ResultError if it is missing or not JSON."""
+    path = record_path(system, run)
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError) as error:
-        remedy = "`git checkout` restores a committed one, `python -m src ROOM evaluate --json` writes a room's"
+        remedy = "`git checkout` restores a committed one, `python -m src SYSTEM evaluate --json` writes a system's"
         raise ResultError(f"{path} is missing or damaged ({error}); {remedy}") from error
 
 
-def value(room: str, run: str, key: str) -> Any:
+def value(system: str, run: str, key: str) -> Any:
     """One entry of a record by its dotted key, such as ``protocols.pooled.msp.aupr``."""
-    entry: Any = load(room, run)
+    entry: Any = load(system, run)
     for part in key.split("."):
         try:
             entry = entry[int(part)] if isinstance(entry, list) else entry[part]
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ResultError(f"record {room}/{run} has no entry {key!r} (at {part!r})") from error
+            raise ResultError(f"record {system}/{run} has no entry {key!r} (at {part!r})") from error
     return entry
 
 
-def confirmed(metrics: dict[str, Any], room: str, run: str) -> dict[str, Any]:
+def check_against_record(metrics: dict[str, Any], system: str, run: str) -> dict[str, Any]:
     """The record of a run after checking metrics computed anew against it; the metrics where there is no record.
 
     Showing the record keeps a notebook's text the same on every machine, although sums of floats differ in
     their last digits. Raises ResultError naming the first number that differs by more than TOLERANCE, and where the
     two have none in common.
     """
-    if not record_path(room, run).exists():
+    if not record_path(system, run).exists():
         return metrics
-    record, anew = load(room, run), dict(_floats(metrics))
+    record, anew = load(system, run), dict(_floats(metrics))
     shared = {key: value for key, value in _floats(record) if key in anew}
     if not shared:
-        raise ResultError(f"{room}/{run} and the metrics computed anew have no number in common")
+        raise ResultError(f"{system}/{run} and the metrics computed anew have no number in common")
     for key, recorded in shared.items():
         if not abs(anew[key] - recorded) <= TOLERANCE:
-            raise ResultError(f"{room}/{run}: {key} is {recorded} in the record, {anew[key]} when computed anew: code, "
+            raise ResultError(f"{system}/{run}: {key} is {recorded} in the record, {anew[key]} when computed anew: code, "
                               "data or packages have changed (requirements.lock names those of the record); "
                               f"`{record['command']}` writes it again")  # fmt: skip
     return record

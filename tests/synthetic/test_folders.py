@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from src import settings
-from src.generated import MARKER, fresh
+from src.synthetic.folders import MARKER, fresh
 
 
 def write(root: Path, text: str, version: int = 1, **choices) -> bool:

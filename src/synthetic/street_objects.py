@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from src.road.canvas import CLEAR, UP, X, cloudy, cross, grainy, jitter, paint, rgb
+from src.synthetic.street_canvas import CLEAR, UP, X, cloudy, cross, grainy, jitter, paint, rgb
 
 SKY, BUILDING, FENCE, OTHER, PEDESTRIAN, POLE, LINE, ROAD, SIDEWALK, VEGETATION, CAR, WALL, SIGN = range(13)
 # fmt: off
@@ -113,7 +113,7 @@ def draw_building(canvas, town, rng, at, axis, width, side):
         out[front & (np.abs(v - 2.8) < 0.22 if shop else pane)] = trim * 1.3  # a shop's sign or a door
         return out, np.where(v < height + slope * (1 - np.abs(2 * u / length - 1)), BUILDING, CLEAR), 1.0
 
-    def roof(u, v):
+    def tools(u, v):
         return paint(trim * 1.2, 0.9 + 0.1 * (v % 0.5 < 0.3) + 0.05 * grainy(u * 3, v * 3), BUILDING)
 
     out, corner = side * cross(UP, axis), at - axis * width / 2
@@ -124,7 +124,7 @@ def draw_building(canvas, town, rng, at, axis, width, side):
     if rise:
         pitch, eave = out * depth / 2 + UP * rise, corner + UP * height - axis * 0.3
         run = np.linalg.norm(pitch)
-        canvas.quad(eave, axis, pitch / run, (width + 0.6, run), roof)
+        canvas.quad(eave, axis, pitch / run, (width + 0.6, run), tools)
         stack = at + axis * width / 4 + out * depth / 3 + UP * height
         canvas.block(stack, axis, (0.8, rise + 0.8, 0.8), colour, BUILDING)
 
@@ -310,10 +310,10 @@ def _wishes(street, town, rng):
 def furnish(canvas, street, town, rng):
     """Draw what stands in the street from far to near: nothing on a crossing street, no car inside another."""
     things = []
-    for draw, lateral, z, turn, room in _wishes(street, town, rng):
+    for draw, lateral, z, turn, system in _wishes(street, town, rng):
         cars = [(x, there) for other, x, there, _ in things if draw is other is draw_car]
         crowded = any(abs(z - there) < 7 and abs(lateral - x) < 2.2 for x, there in cars)
-        if not crowded and abs(z - street.cross) >= street.half + street.walk + room:
+        if not crowded and abs(z - street.cross) >= street.half + street.walk + system:
             things.append((draw, lateral, z, turn))
     for draw, lateral, z, turn in sorted(things, key=lambda thing: -thing[2]):
         at, axis = street.at(lateral, z)

@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from src import settings
-from src.generated import fresh
+from src.synthetic.folders import fresh
 
 VERSION = 1  # raise it whenever a pixel changes, so that old data sets are recognised
 SPLITS = ("train", "test")

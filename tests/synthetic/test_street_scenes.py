@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from src import settings
-from src.road import anomalies, scenes, street
-from src.road.canvas import Canvas, X, Z
+from src.synthetic import street_anomalies, street_objects, street_scenes
+from src.synthetic.street_canvas import Canvas, X, Z
 
 SIZE, COUNTS, SEED = (90, 160), {"train": 3, "val": 3, "test": 3}, 7
 TOWNS = {"train": {"t1", "t2", "t3"}, "val": {"t4"}, "test": {"t5", "t6"}}
@@ -20,7 +20,7 @@ PLACE = {"train": "train/{}/training", "val": "train/{}/validation", "test": "te
 
 
 def write(root, **changes):
-    scenes.write_dataset(root, **(DEFAULTS | changes))
+    street_scenes.write_dataset(root, **(DEFAULTS | changes))
 
 
 def files_of(root):
@@ -63,17 +63,21 @@ def test_annotations_hold_one_to_thirteen_and_fourteen_in_test_alone(dataset):
 
 @pytest.mark.parametrize("split", COUNTS)
 def test_every_known_class_appears_in_every_split(split):
-    seen = {label for index in range(6) for label in np.unique(scenes.render_scene(split, index, SIZE, 42)[1]).tolist()}
+    seen = {
+        label
+        for index in range(6)
+        for label in np.unique(street_scenes.render_scene(split, index, SIZE, 42)[1]).tolist()
+    }
     assert seen == set(range(14 if split == "test" else 13))
 
 
 def test_boxes_of_anomalies_enclose_their_pixels():
     for index in range(6):
-        image, mask, info = scenes.render_scene("test", index, SIZE, SEED)
+        image, mask, info = street_scenes.render_scene("test", index, SIZE, SEED)
         assert image.shape == (*SIZE, 3) and image.dtype == mask.dtype == np.uint8
         inside = np.zeros(SIZE, bool)
         for anomaly in info["anomalies"]:
-            assert anomaly["family"] in anomalies.ANOMALY_FAMILIES
+            assert anomaly["family"] in street_anomalies.ANOMALY_FAMILIES
             x0, y0, x1, y1 = anomaly["box"]
             assert (mask[y0:y1, x0:x1] == 13).any()
             inside[y0:y1, x0:x1] = True
@@ -82,35 +86,37 @@ def test_boxes_of_anomalies_enclose_their_pixels():
 
 def test_anomalies_can_be_asked_for_in_any_split():
     for split, usual in (("val", False), ("test", True)):
-        image, mask, info = scenes.render_scene(split, 0, SIZE, SEED)
-        plain, without, nothing = scenes.render_scene(split, 0, SIZE, SEED, anomalous=False)
-        added, holds, found = scenes.render_scene(split, 0, SIZE, SEED, anomalous=True)
+        image, mask, info = street_scenes.render_scene(split, 0, SIZE, SEED)
+        plain, without, nothing = street_scenes.render_scene(split, 0, SIZE, SEED, anomalous=False)
+        added, holds, found = street_scenes.render_scene(split, 0, SIZE, SEED, anomalous=True)
         assert np.array_equal(image, added if usual else plain) and np.array_equal(mask, holds if usual else without)
         assert info == (found if usual else nothing)
         assert found["anomalies"] and not nothing["anomalies"] and found["town"] == nothing["town"]
-        assert (holds == anomalies.ANOMALY).any() and not (without == anomalies.ANOMALY).any()
-        assert np.array_equal(holds[holds != anomalies.ANOMALY], without[holds != anomalies.ANOMALY])  # the same street
+        assert (holds == street_anomalies.ANOMALY).any() and not (without == street_anomalies.ANOMALY).any()
+        assert np.array_equal(
+            holds[holds != street_anomalies.ANOMALY], without[holds != street_anomalies.ANOMALY]
+        )  # the same street
 
 
 def test_objects_by_themselves():
-    drawn = [anomalies.draw_object(np.random.default_rng(seed)) for seed in (*range(20), 0)]
+    drawn = [street_anomalies.draw_object(np.random.default_rng(seed)) for seed in (*range(20), 0)]
     for colour, solid in drawn:
-        assert colour.shape == (anomalies.SPRITE, solid.shape[1], 3) and colour.dtype == np.float32
-        assert solid.shape[0] == anomalies.SPRITE and solid.dtype == bool and 0.1 < solid.mean() < 1
+        assert colour.shape == (street_anomalies.SPRITE, solid.shape[1], 3) and colour.dtype == np.float32
+        assert solid.shape[0] == street_anomalies.SPRITE and solid.dtype == bool and 0.1 < solid.mean() < 1
         assert colour.min() >= 0 and colour.max() <= 1 and colour[solid].std() > 0.01
     assert all(map(np.array_equal, drawn[0], drawn[-1]))
     assert len({solid.shape for _, solid in drawn}) > 3  # of several families
 
 
 def test_there_are_many_families_and_all_can_be_drawn(monkeypatch):
-    assert len(anomalies.ANOMALY_FAMILIES) >= 12
+    assert len(street_anomalies.ANOMALY_FAMILIES) >= 12
     canvas, plan, _ = empty_street()
     canvas.quad(-500 * X, X, Z, (1000, 600), plan.ground)
-    for name in anomalies.ANOMALY_FAMILIES:
-        monkeypatch.setattr(anomalies, "ANOMALY_FAMILIES", (name,))
-        canvas.label[canvas.label == anomalies.ANOMALY] = street.ROAD
+    for name in street_anomalies.ANOMALY_FAMILIES:
+        monkeypatch.setattr(street_anomalies, "ANOMALY_FAMILIES", (name,))
+        canvas.label[canvas.label == street_anomalies.ANOMALY] = street_objects.ROAD
         canvas.depth[:] = np.inf
-        found = anomalies.add_anomalies(canvas, plan, np.random.default_rng(SEED))
+        found = street_anomalies.add_anomalies(canvas, plan, np.random.default_rng(SEED))
         assert {anomaly["family"] for anomaly in found} == {name}
 
 
@@ -123,16 +129,16 @@ def test_as_many_anomalies_as_find_a_place(monkeypatch, places):
     def paint(canvas, *others):
         tries.append(1)
         if len(tries) <= places:
-            canvas.label[100:180, 200 * len(tries) : 200 * len(tries) + 100] = anomalies.ANOMALY
+            canvas.label[100:180, 200 * len(tries) : 200 * len(tries) + 100] = street_anomalies.ANOMALY
 
-    monkeypatch.setattr(anomalies, "_paint_one", paint)
+    monkeypatch.setattr(street_anomalies, "_paint_one", paint)
     if places:
-        found = anomalies.add_anomalies(canvas, plan, rng)
+        found = street_anomalies.add_anomalies(canvas, plan, rng)
         assert [row["box"] for row in found] == [(100, 50, 150, 90), (200, 50, 250, 90)][:places]
     else:
         with pytest.raises(RuntimeError, match="no visible place for an anomaly in 60 tries"):
-            anomalies.add_anomalies(canvas, plan, rng)
-    assert len(tries) == (2 if places == 2 else anomalies.TRIES)
+            street_anomalies.add_anomalies(canvas, plan, rng)
+    assert len(tries) == (2 if places == 2 else street_anomalies.TRIES)
 
 
 def test_bytes_do_not_depend_on_the_number_of_workers(dataset, tmp_path):
@@ -141,17 +147,17 @@ def test_bytes_do_not_depend_on_the_number_of_workers(dataset, tmp_path):
 
 
 def test_seed_split_and_index_change_the_scene():
-    first = scenes.render_scene("train", 0, SIZE, SEED)[0]
+    first = street_scenes.render_scene("train", 0, SIZE, SEED)[0]
     for other in (("train", 3, SIZE, SEED), ("val", 0, SIZE, SEED), ("train", 0, SIZE, SEED + 1)):
-        assert (scenes.render_scene(*other)[0] != first).any()
+        assert (street_scenes.render_scene(*other)[0] != first).any()
 
 
 def empty_street(seed=0):
     """A canvas and a straight street without crossings in town t1."""
-    rng, town = np.random.default_rng(seed), scenes.TOWNS["t1"]
-    plan = street.Street(town, rng)
+    rng, town = np.random.default_rng(seed), street_scenes.TOWNS["t1"]
+    plan = street_objects.Street(town, rng)
     plan.bend, plan.cross, plan.zebra = 0.0, 1e4, 1e4
-    return Canvas((180, 320), scenes.WEATHERS["clear"], rng), plan, town
+    return Canvas((180, 320), street_scenes.WEATHERS["clear"], rng), plan, town
 
 
 @pytest.mark.parametrize("z", [8.0, 12.0])
@@ -160,8 +166,8 @@ def test_a_car_twice_as_far_covers_about_a_quarter(z):
     for distance in (z, 2 * z):
         canvas, _, town = empty_street()
         at = canvas.eye * (1, 0, 1) + canvas.ahead * (distance, 0, distance)
-        street.draw_car(canvas, town, np.random.default_rng(3), at, Z)
-        areas.append((canvas.label == street.CAR).sum())
+        street_objects.draw_car(canvas, town, np.random.default_rng(3), at, Z)
+        areas.append((canvas.label == street_objects.CAR).sum())
     assert 3.0 < areas[0] / areas[1] < 6.5
 
 
@@ -169,7 +175,7 @@ def test_the_road_narrows_linearly_towards_the_horizon():
     canvas, plan, _ = empty_street()
     canvas.quad(-500 * X, X, Z, (1000, 600), plan.ground)
     horizon = canvas.project((canvas.eye + canvas.ahead * (1e6, 0, 1e6))[None])[0, 1]
-    road = np.isin(canvas.label, (street.ROAD, street.LINE))
+    road = np.isin(canvas.label, (street_objects.ROAD, street_objects.LINE))
     assert not road[: int(horizon)].any()
     rows = [row for row in np.flatnonzero(road.any(1)) if row > horizon + 20 and not road[row, [0, -1]].any()]
     ratios = road[rows].sum(1) / (np.array(rows) + 0.5 - horizon)
@@ -177,7 +183,7 @@ def test_the_road_narrows_linearly_towards_the_horizon():
 
 
 def test_a_whole_equal_data_set_is_left_alone(dataset, monkeypatch):
-    monkeypatch.setattr(scenes, "render_scene", None)  # drawing anything would raise
+    monkeypatch.setattr(street_scenes, "render_scene", None)  # drawing anything would raise
     write(dataset)
 
 
@@ -185,7 +191,7 @@ def test_a_whole_equal_data_set_is_left_alone(dataset, monkeypatch):
 def test_another_data_set_is_drawn_anew(dataset, tmp_path, monkeypatch, change):
     root = tmp_path / "mini"
     shutil.copytree(dataset, root)
-    monkeypatch.setattr(scenes, "render_scene", None)
+    monkeypatch.setattr(street_scenes, "render_scene", None)
     with pytest.raises(TypeError):
         write(root, **change)
     assert files_of(root) == files_of(dataset)  # until the new one is whole
@@ -202,19 +208,19 @@ def test_a_folder_without_the_marker_is_left_alone_and_refused(dataset, tmp_path
 
 
 def test_a_killed_run_leaves_no_data_set_and_the_next_one_starts_clean(tmp_path, monkeypatch):
-    root, counts, render = tmp_path / "mini", {"train": 2}, scenes.render_scene
+    root, counts, render = tmp_path / "mini", {"train": 2}, street_scenes.render_scene
 
     def die_at_the_second(split, index, size, seed):
         if index == 1:
             raise RuntimeError("killed")
         return render(split, index, size, seed)
 
-    monkeypatch.setattr(scenes, "render_scene", die_at_the_second)
+    monkeypatch.setattr(street_scenes, "render_scene", die_at_the_second)
     with pytest.raises(RuntimeError, match="killed"):
         write(root, counts=counts)
     assert not root.exists()
     (tmp_path / "mini.partial" / "stale.png").write_bytes(b"")
-    monkeypatch.setattr(scenes, "render_scene", render)
+    monkeypatch.setattr(street_scenes, "render_scene", render)
     write(root, counts=counts)
     assert not (root / "stale.png").exists() and not (tmp_path / "mini.partial").exists()
     assert len(files_of(root)) == 6
@@ -222,4 +228,4 @@ def test_a_killed_run_leaves_no_data_set_and_the_next_one_starts_clean(tmp_path,
 
 def test_unknown_split_is_an_error():
     with pytest.raises(ValueError, match="night.*train"):
-        scenes.render_scene("night", 0)
+        street_scenes.render_scene("night", 0)

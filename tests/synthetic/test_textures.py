@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from src import settings
-from src.defects import textures
+from src.synthetic import textures
 
 COUNTS = {"train": 1, "test": 1, "defect": 1, "teacher": 2}
 EVERY_DEFECT = [(category, kind) for category in textures.CATEGORIES for kind in textures.DEFECTS]

@@ -13,7 +13,7 @@ from sklearn.metrics import precision_recall_curve, precision_recall_fscore_supp
 from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
-from src import plots, results, settings
+from src import plots, settings
 from src.defects.data import NORMAL, DefectDataset
 from src.defects.model import StudentTeacher
 from src.defects.scores import HEADLINE, SCORES, score_maps
@@ -251,5 +251,5 @@ def measure(items: Iterator[Scored], category: str, split: str, threshold: dict,
             "threshold_rule": threshold["rule"],
         }
         shown = {key: value for key, value in metrics.items() if isinstance(value, float)}
-        results.write({**content, "metrics": shown, "images": records}, folder / "records.json")
+        records.write({**content, "metrics": shown, "images": records}, folder / "records.json")
     return metrics

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from src import plots, settings
-from src.series import generate, render
+from src.synthetic import series_plots, time_series
 from tests.series.conftest import pixels
 
 COUNTS = {"train": 1, "val": 0, "test": 1}
@@ -24,7 +24,7 @@ def digests(root: Path) -> dict:
 # ---------------------------------------------------------------------------------------------- matplotlib
 def test_the_reused_figure_draws_what_a_fresh_one_does(tmp_path, one_each):
     for one in one_each:  # each after the one before it
-        render.draw(one.values, tmp_path / "reused.png")
+        series_plots.draw(one.values, tmp_path / "reused.png")
         with plt.style.context("default"):
             figure, axes = plt.subplots(figsize=(8, 6), dpi=100)
             axes.plot(one.values, color="#1f77b4", linewidth=1.5)
@@ -39,10 +39,10 @@ def test_the_reused_figure_draws_what_a_fresh_one_does(tmp_path, one_each):
 
 
 def test_the_style_of_other_figures_does_not_matter(tmp_path, one_each):
-    render.draw(one_each[0].values, tmp_path / "a.png")
+    series_plots.draw(one_each[0].values, tmp_path / "a.png")
     with plt.rc_context():
         plots.style()
-        render.draw(one_each[0].values, tmp_path / "b.png")
+        series_plots.draw(one_each[0].values, tmp_path / "b.png")
     np.testing.assert_array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
 
 
@@ -51,12 +51,12 @@ def test_the_style_of_other_figures_does_not_matter(tmp_path, one_each):
 def root(tmp_path_factory) -> Path:
     """A data set of eighteen series, seed 7."""
     root = tmp_path_factory.mktemp("series") / "mini"
-    render.write_dataset(root, seed=7, counts=COUNTS, workers=1)
+    series_plots.write_dataset(root, seed=7, counts=COUNTS, workers=1)
     return root
 
 
 def test_layout(root):
-    stems = [f"{split}/{label}/000" for split in ("train", "test") for label in generate.CLASSES]
+    stems = [f"{split}/{label}/000" for split in ("train", "test") for label in time_series.CLASSES]
     files = {f"{stem}.{kind}" for stem in stems for kind in ("png", "csv")}
     assert set(digests(root)) == files | {".version", "metadata.json"}
     assert set(json.loads((root / "metadata.json").read_text())["series"]) == set(stems)
@@ -67,21 +67,21 @@ def test_layout(root):
 
 
 def test_worker_processes_write_the_same(root, tmp_path):
-    render.write_dataset(tmp_path / "mini", seed=7, counts=COUNTS, workers=2)
+    series_plots.write_dataset(tmp_path / "mini", seed=7, counts=COUNTS, workers=2)
     assert digests(tmp_path / "mini") == digests(root)
 
 
 def test_a_whole_data_set_is_kept_and_another_rebuilt(tmp_path, monkeypatch):
     root, nothing = tmp_path / "mini", {"train": 0, "val": 0, "test": 0}
-    render.write_dataset(root, seed=1, counts=nothing, workers=1)
+    series_plots.write_dataset(root, seed=1, counts=nothing, workers=1)
     (root / "stale.png").touch()
-    render.write_dataset(root, seed=1, counts=nothing, workers=1)
+    series_plots.write_dataset(root, seed=1, counts=nothing, workers=1)
     assert (root / "stale.png").exists()
-    render.write_dataset(root, seed=2, counts=nothing, workers=1)
+    series_plots.write_dataset(root, seed=2, counts=nothing, workers=1)
     assert not (root / "stale.png").exists()
     (root / "stale.png").touch()
-    monkeypatch.setattr(render, "VERSION", render.VERSION + 1)
-    render.write_dataset(root, seed=2, counts=nothing, workers=1)
+    monkeypatch.setattr(series_plots, "VERSION", series_plots.VERSION + 1)
+    series_plots.write_dataset(root, seed=2, counts=nothing, workers=1)
     assert not (root / "stale.png").exists()
 
 
@@ -91,5 +91,5 @@ def test_folders_of_others_are_never_deleted(tmp_path, name):
     theirs.parent.mkdir()
     theirs.write_text("mine")
     with pytest.raises(settings.InputError, match=f"{name} holds other files"):
-        render.write_dataset(tmp_path / "mini", counts=COUNTS, workers=1)
+        series_plots.write_dataset(tmp_path / "mini", counts=COUNTS, workers=1)
     assert theirs.read_text() == "mine"

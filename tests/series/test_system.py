@@ -1,4 +1,4 @@
-"""The room's doors and its command line on few plots: data, folds, training, evaluation, prediction, errors."""
+"""The system's public functions and its command line on few plots: data, folds, training, evaluation, prediction, errors."""
 
 import json
 import math
@@ -15,9 +15,10 @@ from PIL import Image
 
 from src import checkpoints, series, settings, training
 from src.__main__ import main
-from src.series import data, evaluation, generate, render
-from src.series.generate import CLASSES
-from tests.series.rooms import TINY, Told, on_the_cpu, pictures, traces, write_plots  # noqa: F401
+from src.series import data, evaluation
+from src.synthetic import series_plots, time_series
+from src.synthetic.time_series import CLASSES
+from tests.series.systems import TINY, Told, on_the_cpu, pictures, traces, write_plots  # noqa: F401
 from tests.sets.conftest import redirect
 
 THREE = ("mean_shift", "point_anomaly", "volatility")
@@ -38,7 +39,7 @@ def house(monkeypatch, tmp_path) -> Path:
 def root(tmp_path_factory) -> Path:
     """train and test of all classes, with what the generator knows of them, and no val."""
     folder = tmp_path_factory.mktemp("data") / "plots"
-    generate.write_metadata(write_plots(folder, COUNTS), folder / "metadata.json")
+    time_series.write_metadata(write_plots(folder, COUNTS), folder / "metadata.json")
     return folder
 
 
@@ -168,7 +169,7 @@ def test_a_root_without_train_is_named(root, house):
 
 
 def test_mini_data_is_written_and_described(house, monkeypatch):
-    monkeypatch.setattr(render, "write_dataset", lambda folder: write_plots(folder, {"train": 1, "val": 1}))
+    monkeypatch.setattr(series_plots, "write_dataset", lambda folder: write_plots(folder, {"train": 1, "val": 1}))
     series.make_data(series.Config.mini())
     record = json.loads((house / "results/series/mini_distribution.json").read_text())
     assert record["distribution"] == {split: dict.fromkeys(CLASSES, 1) for split in ("train", "val")}
@@ -237,7 +238,7 @@ def test_the_loss_by_hand():
     away = -(looks[0, 7] + looks[2, 3]) / 4
     still = replace(TINY, flips=())
     assert torch.allclose(series.loss(lambda items: (logits, looks), batch, still), plain)
-    looking = replace(still, look_weight=0.5)
+    looking = replace(still, activation_weight=0.5)
     assert torch.allclose(series.loss(lambda items: (logits, looks), batch, looking), plain + 0.5 * away)
     assert torch.allclose(series.loss(lambda items: (logits, None), batch, looking), plain)
 
@@ -282,7 +283,7 @@ def test_training_learns(tmp_path, monkeypatch):
     """Trends and bursts can be told apart by a few hundred series."""
     monkeypatch.setattr(series, "DRAWN", 40)
     config = replace(TINY, dataset="generated", classes=("deterministic_trend", "volatility"), generated=80, epochs=3,
-                     batch_size=16, lr=1e-2, look_weight=0.3)  # fmt: skip
+                     batch_size=16, lr=1e-2, activation_weight=0.3)  # fmt: skip
     trained = series.train(config, run_dir=tmp_path / "run", out=tmp_path / "out.pth")
     found = series.evaluate(config, trained.model)
     assert found["accuracy"] > 0.85 and trained.history["val"][-1]["loss"] < trained.history["val"][0]["loss"]
@@ -300,7 +301,7 @@ def test_attention_learns_to_look_at_events():
         for _ in range(60):
             optimizer.zero_grad()
             batch = {"items": found.items, "labels": found.labels, "where": where}
-            series.loss(net, batch, replace(config, flips=(), look_weight=weight)).backward()
+            series.loss(net, batch, replace(config, flips=(), activation_weight=weight)).backward()
             optimizer.step()
         known = evaluation.measure_known(net, torch.eye(2)[found.labels], found, found.known)
         rates[weight] = known["activation"]["hit_rate"]
@@ -337,7 +338,7 @@ def test_a_run_that_has_not_ended_is_not_loaded(trained):
 
 def test_pictures_are_trained_on(root, tmp_path):
     config = replace(TINY, backbone="squeezenet1_1", size=(48, 64), epochs=1, classes=THREE, batch_size=6,
-                     look_weight=0.1)  # fmt: skip
+                     activation_weight=0.1)  # fmt: skip
     trained = series.train(config, root, run_dir=tmp_path / "run", out=tmp_path / "out.pth")
     found = series.measure(trained, root, None, "test")[0]
     assert found["plots"] == 6 and 0 <= found["activation"]["hit_rate"] <= 1
@@ -575,10 +576,10 @@ def telling(trained: series.Trained) -> series.Trained:
 
 def test_folders_of_numbers_are_evaluated(trained, tmp_path):
     """Class folders of CSV files, of three classes of nine: what the network says of their numbers, counted."""
-    right, series_of = 0, {label: [generate.generate(label, n, "test") for n in range(3)] for label in THREE}
+    right, series_of = 0, {label: [time_series.generate(label, n, "test") for n in range(3)] for label in THREE}
     for label, own in series_of.items():
         for number, one in enumerate(own):
-            generate.write_csv(one, tmp_path / label / f"{number}.csv")
+            time_series.write_csv(one, tmp_path / label / f"{number}.csv")
             found = trained.model.probabilities(torch.tensor(series.view_of(trained.config)[1](one.values))[None])
             right += trained.classes[int(found.argmax())] == label
     metrics, described, _ = series.measure(trained, tmp_path, "folder", "test")
@@ -589,10 +590,10 @@ def test_predict_on_a_plot_and_on_its_numbers(trained, tmp_path):
     """A plot by matplotlib and the CSV of the same series: nearly the same probabilities."""
     files = []
     for number, label in enumerate(THREE):
-        one = generate.generate(label, number, "test")
+        one = time_series.generate(label, number, "test")
         files += [tmp_path / f"{label}_plot.png", tmp_path / f"{label}.csv"]
-        render.draw(one.values, files[-2])
-        generate.write_csv(one, files[-1])
+        series_plots.draw(one.values, files[-2])
+        time_series.write_csv(one, files[-1])
     rows = series.predict(telling(trained), files, tmp_path)
     assert [row["filename"] for row in rows] == [str(file) for file in files]
     for row in rows:
@@ -623,7 +624,7 @@ def test_predict_says_which_file_is_wrong(trained, root, tmp_path):
 # ------------------------------------------------------------------------------------------------ settings
 @pytest.mark.parametrize("changes", [
     {"flips": ("diagonal",)}, {"dropout": (0.1, 0.2)}, {"dropout": (0.1, 0.2, 1.5)}, {"size": (120,)},
-    {"size": (16, 160)}, {"folds": 1}, {"generated": -1}, {"look_weight": -0.1}, {"classes": ("volatility",)},
+    {"size": (16, 160)}, {"folds": 1}, {"generated": -1}, {"activation_weight": -0.1}, {"classes": ("volatility",)},
     {"classes": ("volatility", "volatility")}, {"classes": (1, 2)}, {"optimizer": "lion"}, {"epochs": 0},
 ])  # fmt: skip
 def test_settings_that_cannot_be_are_named(changes):
@@ -648,7 +649,7 @@ def test_models_are_built_to_the_config():
     config = replace(TINY, classes=THREE, flips=("vertical",))
     model = series.build_model(config, 2)
     assert len(model.members) == 2 and model.flips == ("vertical",)
-    assert series.build_model(replace(config, average_flips=False)).flips == ()
+    assert series.build_model(replace(config, tta=False)).flips == ()
     assert same(state(model), state(series.build_model(config, 2)))
     assert not same(state(model), state(series.build_model(replace(config, seed=1), 2)))
     assert model.members[0](traces(2))[0].shape == (2, 3)
@@ -665,7 +666,7 @@ def run(*arguments) -> int:
 
 
 def test_command_line_from_data_to_figures(house, root, monkeypatch, capsys):
-    monkeypatch.setattr(render, "write_dataset", lambda folder: shutil.copytree(root, folder))
+    monkeypatch.setattr(series_plots, "write_dataset", lambda folder: shutil.copytree(root, folder))
     assert run("data") == 0
     assert run("train", *PAIRS) == 0
     weights = house / "weights/series/mini_mean_shift_point_anomaly_volatility.pth"

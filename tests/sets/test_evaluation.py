@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from src import intervals, results
+from src import intervals, records
 from src.sets import evaluation
 from src.sets.data import Images, Sets, fixed_sets
 from src.sets.model import Encoder, FlatMLP, SetAttention, SetModel, distance_to_mean
@@ -239,7 +239,7 @@ def test_a_record_depends_on_the_seed_alone():
 
 def test_a_record_can_be_written(tmp_path):
     images, features = world(12, 13, 11)
-    path = results.write(evaluation.measure(oracle, features, images, 50, 0), tmp_path / "record.json")
+    path = records.write(evaluation.measure(oracle, features, images, 50, 0), tmp_path / "record.json")
     assert json.loads(path.read_text())["top1_interval"] == [1, 1]
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from src import settings
-from src.sets import glyphs
+from src.synthetic import glyphs
 
 FEW = {"train": 2, "test": 1}
 

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from src.series.render import BLUE, DPI
+from src.synthetic.series_plots import BLUE, DPI
 
 POINT = DPI / 72  # pixels
 WIDTH, HEIGHT = 790, 590  # pixels of a plot by matplotlib, to within three

@@ -9,7 +9,7 @@ from collections import namedtuple
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
 
-from src.road.canvas import CLEAR
+from src.synthetic.street_canvas import CLEAR
 
 ANOMALY = 13
 SPRITE = 160  # height of a drawing in pixels

@@ -8,7 +8,7 @@ import torch
 
 from src.series import evaluation
 from src.series.model import Classifier, fit_temperature
-from tests.series.rooms import TINY, Told, labelled, on_the_cpu  # noqa: F401
+from tests.series.systems import TINY, Told, labelled, on_the_cpu  # noqa: F401
 
 ABC = ("up", "flat", "down")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from src import results, settings
-from src.results import ResultError
+from src import records, settings
+from src.records import ResultError
 
-PROJECT = Path(results.__file__).parents[1]
+PROJECT = Path(records.__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -22,62 +22,62 @@ def folders(monkeypatch, tmp_path):
 
 # --------------------------------------------------------------------------------------------- records
 def test_write_and_load():
-    path = results.write({"miou": 0.5, "curve": (1, float("nan")), 3: None}, results.record_path("road", "mini"))
+    path = records.write({"miou": 0.5, "curve": (1, float("nan")), 3: None}, records.record_path("road", "mini"))
     assert path == settings.RESULTS_DIR / "road" / "mini.json"
-    assert results.load("road", "mini") == {"miou": 0.5, "curve": [1, None], "3": None}
+    assert records.load("road", "mini") == {"miou": 0.5, "curve": [1, None], "3": None}
     assert "NaN" not in path.read_text() and path.read_text().endswith("}\n")
     assert os.listdir(path.parent) == ["mini.json"]
 
 
 def test_failed_write_keeps_the_old_record():
-    path = results.write({"miou": 0.5}, results.record_path("road", "mini"))
+    path = records.write({"miou": 0.5}, records.record_path("road", "mini"))
     for value in (float("inf"), object()):
         with pytest.raises((ValueError, TypeError)):
-            results.write({"miou": value}, path)
-    assert results.load("road", "mini") == {"miou": 0.5}
+            records.write({"miou": value}, path)
+    assert records.load("road", "mini") == {"miou": 0.5}
     assert os.listdir(path.parent) == ["mini.json"]
 
 
 def test_missing_or_damaged_record_names_file_and_remedy():
     with pytest.raises(ResultError, match=r"road/none\.json is missing.*git checkout.*evaluate --json"):
-        results.load("road", "none")
-    path = results.write({}, results.record_path("road", "mini"))
+        records.load("road", "none")
+    path = records.write({}, records.record_path("road", "mini"))
     path.write_text('{"miou": ')
     with pytest.raises(ResultError, match=r"road/mini\.json is .*damaged.*git checkout.*evaluate --json"):
-        results.load("road", "mini")
+        records.load("road", "mini")
 
 
 def test_value_by_dotted_key():
     record = {"miou": 0.5, "protocols": {"pooled": {"aupr": [0.1, 0.2]}}, "none": None}
-    results.write(record, results.record_path("road", "mini"))
-    assert results.value("road", "mini", "miou") == 0.5
-    assert results.value("road", "mini", "protocols.pooled.aupr.1") == 0.2
-    assert results.value("road", "mini", "none") is None
+    records.write(record, records.record_path("road", "mini"))
+    assert records.value("road", "mini", "miou") == 0.5
+    assert records.value("road", "mini", "protocols.pooled.aupr.1") == 0.2
+    assert records.value("road", "mini", "none") is None
 
 
 @pytest.mark.parametrize("key", ["auroc", "protocols.per_image", "miou.value", "curve.2", "curve.first", "none.x"])
 def test_missing_entry_names_record_and_key(key):
-    results.write({"miou": 0.5, "protocols": {}, "curve": [1, 2], "none": None}, results.record_path("road", "mini"))
+    records.write({"miou": 0.5, "protocols": {}, "curve": [1, 2], "none": None}, records.record_path("road", "mini"))
     with pytest.raises(ResultError, match=f"road/mini has no entry '{key}'.*at '{key.split('.')[-1]}'"):
-        results.value("road", "mini", key)
+        records.value("road", "mini", key)
 
 
 def test_confirmed_gives_the_record_where_numbers_agree():
-    assert results.confirmed({"miou": 0.7}, "road", "mini") == {"miou": 0.7}  # nothing to compare with
+    assert records.check_against_record({"miou": 0.7}, "road", "mini") == {"miou": 0.7}  # nothing to compare with
     record = {"command": "the --split val", "miou": 0.5, "per_class": {"road": 0.9, "car": None}, "wall_time": 3.0}
-    results.write(record, results.record_path("road", "mini"))
+    records.write(record, records.record_path("road", "mini"))
     assert (
-        results.confirmed({"miou": 0.5005, "per_class": {"road": 0.9, "car": float("nan")}}, "road", "mini") == record
+        records.check_against_record({"miou": 0.5005, "per_class": {"road": 0.9, "car": float("nan")}}, "road", "mini") == record
     )
     with pytest.raises(ResultError, match=r"road/mini: per_class\.road is 0\.9 .*, 0\.5 .*lock.*`the --split val`"):
-        results.confirmed({"miou": 0.5, "per_class": {"road": 0.5}}, "road", "mini")
+        records.check_against_record({"miou": 0.5, "per_class": {"road": 0.5}}, "road", "mini")
     with pytest.raises(ResultError, match="no number in common"):
-        results.confirmed({"IoU": 0.5}, "road", "mini")
+        records.check_against_record({"IoU": 0.5}, "road", "mini")
 
 
 def test_table():
     rows = {"MSP": {"AUPR": 0.12345, "n": 5}, "SML": {"AUPR": float("nan"), "FPR95": None, "note": "ours"}}
-    assert results.table(rows, digits=2, corner="score").splitlines() == [
+    assert records.table(rows, digits=2, corner="score").splitlines() == [
         "| score | AUPR | n | FPR95 | note |",
         "| --- | ---: | ---: | ---: | --- |",
         "| MSP | 0.12 | 5 | – | – |",
@@ -91,7 +91,7 @@ def test_fingerprint_depends_on_names_and_contents_alone(tmp_path):
         for name, text in files.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(text)
-        return results.fingerprint([root / name for name in files], root)
+        return records.fingerprint([root / name for name in files], root)
 
     first = write(tmp_path / "one", {"a/x": "1", "b": "2"})
     inner = [(name, hashlib.sha256(text).digest()) for name, text in ((b"a/x", b"1"), (b"b", b"2"))]
@@ -99,7 +99,7 @@ def test_fingerprint_depends_on_names_and_contents_alone(tmp_path):
     assert write(tmp_path / "two", {"b": "2", "a/x": "1"}) == first
     assert write(tmp_path / "three", {"a/x": "1", "b": "3"}) != first
     assert write(tmp_path / "four", {"a/y": "1", "b": "2"}) != first
-    assert results.fingerprint([], tmp_path)["files"] == 0
+    assert records.fingerprint([], tmp_path)["files"] == 0
 
 
 def test_git_revision(tmp_path, monkeypatch):
@@ -112,36 +112,36 @@ def test_git_revision(tmp_path, monkeypatch):
         command = ["git", "-C", str(tmp_path), *identity, *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    assert results.git_revision() == "unknown"
+    assert records.git_revision() == "unknown"
     git("init")
-    assert results.git_revision() == "unknown"  # no commit yet
+    assert records.git_revision() == "unknown"  # no commit yet
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "code.py").write_text("1")
     git("add", ".")
     git("commit", "-m", "one")
-    revision = results.git_revision()
+    revision = records.git_revision()
     assert len(revision) == 12 and git("rev-parse", "HEAD").startswith(revision)
     (tmp_path / "notes.md").write_text("outside src")
-    assert results.git_revision() == revision
+    assert records.git_revision() == revision
     (tmp_path / "src" / "code.py").write_text("2")
-    assert results.git_revision() == revision + "-dirty"
+    assert records.git_revision() == revision + "-dirty"
     monkeypatch.setenv("PATH", "")
-    assert results.git_revision() == "unknown"
+    assert records.git_revision() == "unknown"
 
 
 def test_provenance_has_every_field_and_is_json(tmp_path):
-    record = results.provenance("python -m src", {"seed": 7, "size": (1, 2)}, {"files": 1}, "pooled", 1.234)
+    record = records.provenance("python -m src", {"seed": 7, "size": (1, 2)}, {"files": 1}, "pooled", 1.234)
     assert record.keys() == {
         "command", "git_revision", "config", "seed", "data", "protocol", "wall_time", "device", "torch"}  # fmt: skip
     assert (record["seed"], record["config"]["size"], record["wall_time"]) == (7, [1, 2], 1.2)
-    assert json.loads(results.write(record, tmp_path / "r.json").read_text()) == record
+    assert json.loads(records.write(record, tmp_path / "r.json").read_text()) == record
     assert settings.DEVICE.type != "cpu" or record["device"].startswith("cpu, ")
 
 
 # ---------------------------------------------------------------------------------------------- README
-# A number is annotated with its record (assets/results/<room>/<run>.json) and dotted key by a comment that
+# A number is annotated with its record (assets/results/<system>/<run>.json) and dotted key by a comment that
 # follows it at once: 0.652<!-- road/camvid_test:miou -->
-COMMENT = r"<!--\s*(?P<room>[\w-]+)/(?P<run>[\w.-]+):(?P<key>.+?)\s*-->"
+COMMENT = r"<!--\s*(?P<system>[\w-]+)/(?P<run>[\w.-]+):(?P<key>.+?)\s*-->"
 ANNOTATED = re.compile(r"(?P<number>-?\d+(?:\.(?P<decimals>\d+))?)" + COMMENT)
 REGION = re.compile(r"<!--\s*results\s*-->(.*?)<!--\s*/results\s*-->", re.DOTALL)
 
@@ -153,7 +153,7 @@ def number_problems(text: str) -> list[str]:
     if not ANNOTATED.search(text):
         problems.append("no annotated number")
     for match in ANNOTATED.finditer(text):
-        value = results.value(match["room"], match["run"], match["key"])
+        value = records.value(match["system"], match["run"], match["key"])
         if not isinstance(value, int | float) or isinstance(value, bool):
             problems.append(f"{match[0]}: the record has {value!r}")
         elif f"{value:.{len(match['decimals'] or '')}f}" != match["number"]:
@@ -171,7 +171,7 @@ def number_problems(text: str) -> list[str]:
 @pytest.fixture
 def record():
     content = {"miou": 0.65249, "images": 1500, "none": None, "ok": True, "per_class": {"traffic sign": 0.5}}
-    return results.write(content | {"ci": [-0.125, 1.0]}, results.record_path("road", "camvid_test"))
+    return records.write(content | {"ci": [-0.125, 1.0]}, records.record_path("road", "camvid_test"))
 
 
 @pytest.mark.parametrize(

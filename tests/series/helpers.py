@@ -10,9 +10,9 @@ from PIL import Image
 from torch import nn
 
 from src import series, settings
-from src.series import generate, raster
 from src.series.data import Labelled
-from src.series.generate import CLASSES
+from src.synthetic import series_raster, time_series
+from src.synthetic.time_series import CLASSES
 
 TINY = series.Config(dataset="plots", width=4, dropout=(0.1, 0.1, 0.1), epochs=2, batch_size=8, optimizer="adamw",
                      lr=3e-3, amp=False, workers=0)  # fmt: skip
@@ -57,16 +57,16 @@ def labelled(items: torch.Tensor, labels: Iterable[int], classes: tuple[str, ...
     return Labelled(items, labels, classes, tuple(f"{classes[k]}/{i:03d}.png" for i, k in enumerate(labels.tolist())))
 
 
-def write_plots(root: Path, counts: dict[str, int]) -> dict[str, generate.Series]:
+def write_plots(root: Path, counts: dict[str, int]) -> dict[str, time_series.Series]:
     """Write root/<split>/<class>/NNN.png, drawn without matplotlib; returns the series by their names in metadata."""
     written = {}
     for split, count in counts.items():
         for label in CLASSES:
             for number in range(count):
-                one, name = generate.generate(label, number, split), f"{split}/{label}/{number:03d}"
+                one, name = time_series.generate(label, number, split), f"{split}/{label}/{number:03d}"
                 path = root / f"{name}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                plot = raster.picture(one.values, (raster.HEIGHT, raster.WIDTH))
+                plot = series_raster.picture(one.values, (series_raster.HEIGHT, series_raster.WIDTH))
                 Image.fromarray(np.ascontiguousarray(plot.transpose(1, 2, 0))).save(path, compress_level=1)
                 written[name] = one
     return written

@@ -6,8 +6,8 @@ A trace has 1 where the line is highest and 0 where it is lowest, whatever the a
 import numpy as np
 
 from src.images import DataError
-from src.series.raster import stroke
-from src.series.render import BLUE
+from src.synthetic.series_plots import BLUE
+from src.synthetic.series_raster import stroke
 
 WIDTH = 640  # columns; the line of a plot is about 654 pixels wide
 SPAN, RISE = 652, 476  # pixels between the first and last, lowest and highest sample of a plot

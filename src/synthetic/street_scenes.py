@@ -16,10 +16,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from src import settings
-from src.generated import fresh
-from src.road.anomalies import add_anomalies
-from src.road.canvas import UP, Canvas, X, Z, cloudy, rgb
-from src.road.street import LINE, ROAD, Street, draw_skyline, furnish
+from src.synthetic.folders import fresh
+from src.synthetic.street_anomalies import add_anomalies
+from src.synthetic.street_canvas import UP, Canvas, X, Z, cloudy, rgb
+from src.synthetic.street_objects import LINE, ROAD, Street, draw_skyline, furnish
 
 VERSION = 4  # raise it whenever a scene's pixels change, so that old data sets are recognised
 COUNTS = {"train": 600, "val": 100, "test": 150}

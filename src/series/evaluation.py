@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from src import intervals, training
 from src.series.data import Labelled
+from src.series.envelope import WIDTH
 from src.series.model import Classifier, activation_maps, fit_temperature
-from src.series.traces import WIDTH
 
 BINS = 15  # of confidence
 NEAR = 0.05  # of the time axis: how far from an event the activation map's maximum may be

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from src.images import DataError
-from src.series import raster, render, traces
+from src.series import envelope
+from src.synthetic import series_plots, series_raster
 from tests.series.conftest import pixels
 
 FEW = np.array([50, 99, 300, 499, 2000, 10_000])
@@ -13,7 +14,7 @@ FEW = np.array([50, 99, 300, 499, 2000, 10_000])
 
 def plot_of(values: np.ndarray, folder) -> np.ndarray:
     """The plot by matplotlib, uint8 (H,W,3)."""
-    render.draw(values, folder / "plot.png")
+    series_plots.draw(values, folder / "plot.png")
     return pixels(folder / "plot.png")
 
 
@@ -26,15 +27,15 @@ def pairs(tmp_path_factory, one_each) -> list[tuple[np.ndarray, np.ndarray]]:
     """Traces from the plot and from the numbers, float64: one of each class, and white noise of FEW lengths."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("plots")
     series = [s.values for s in one_each] + [rng.standard_normal(n) for n in FEW]
-    found = [(traces.of_plot(plot_of(values, folder), "plot"), traces.of_series(values)) for values in series]
+    found = [(envelope.of_plot(plot_of(values, folder), "plot"), envelope.of_series(values)) for values in series]
     return [(drawn.astype(float), computed.astype(float)) for drawn, computed in found]
 
 
 def test_form(pairs):
     for trace in (trace for pair in pairs for trace in pair):
-        assert trace.shape == (2, traces.WIDTH) and np.isfinite(trace).all()
+        assert trace.shape == (2, envelope.WIDTH) and np.isfinite(trace).all()
         assert (trace[0] >= trace[1]).all() and trace.min() == 0 and trace.max() == 1
-    assert traces.of_series(np.arange(9.0)).dtype == np.float16
+    assert envelope.of_series(np.arange(9.0)).dtype == np.float16
 
 
 def test_plots_and_numbers_give_the_same(pairs):
@@ -51,61 +52,61 @@ def test_lines_are_as_thick(pairs):
 
 def test_up_is_up_and_time_runs_right():
     values = np.r_[np.zeros(300), np.linspace(0, 1, 300)]
-    upper, lower = traces.of_series(values).astype(float)
+    upper, lower = envelope.of_series(values).astype(float)
     assert (lower[:310] == 0).all() and (upper[:310] < 0.01).all()
-    expected = np.interp(np.linspace(0, 1, traces.WIDTH), np.linspace(0, 1, 600), values)
+    expected = np.interp(np.linspace(0, 1, envelope.WIDTH), np.linspace(0, 1, 600), values)
     np.testing.assert_allclose((upper + lower) / 2, expected, atol=0.01)
 
 
 def test_one_spike_among_thousands_of_samples_is_seen():
     values = np.zeros(10_000)
     values[4321] = 1
-    upper = traces.of_series(values)[0]
-    assert upper.argmax() == pytest.approx(0.4321 * traces.WIDTH, abs=1.5)
+    upper = envelope.of_series(values)[0]
+    assert upper.argmax() == pytest.approx(0.4321 * envelope.WIDTH, abs=1.5)
     assert (upper > 0.5).sum() in (2, 3, 4)
 
 
 def test_the_scale_does_not_matter(one_each):
     values = one_each[3].values
     for factor, shift in ((1e30, 0), (1e-9, 1e-8), (5, -7)):
-        found = traces.of_series(factor * values + shift)
-        np.testing.assert_allclose(found.astype(float), traces.of_series(values).astype(float), atol=0.003)
+        found = envelope.of_series(factor * values + shift)
+        np.testing.assert_allclose(found.astype(float), envelope.of_series(values).astype(float), atol=0.003)
 
 
 def test_sixteen_colours_are_enough(tmp_path, one_each):
     for s in one_each[:4]:
         whole = plot_of(s.values, tmp_path)
         poor = np.array(Image.fromarray(whole).quantize(16).convert("RGB"))
-        found = [traces.of_plot(image, "plot").astype(float) for image in (whole, poor)]
+        found = [envelope.of_plot(image, "plot").astype(float) for image in (whole, poor)]
         assert abs(found[0] - found[1]).mean() < 0.004
 
 
 def test_labels_grid_and_axes_leave_no_trace(tmp_path, one_each):
     image = plot_of(one_each[5].values, tmp_path)
-    alone = traces.line_alone(image, "plot")
+    alone = envelope.line_alone(image, "plot")
     blue = image.astype(int)[..., 2] - image[..., 0]
-    assert (alone[blue == 0] == 255).all() and (alone[blue == 149] == render.BLUE).all()
+    assert (alone[blue == 0] == 255).all() and (alone[blue == 149] == series_plots.BLUE).all()
 
 
 def test_gaps_are_bridged():
     values = np.sin(np.linspace(0, 9, 200))
-    image = raster.picture(values, (590, 790)).transpose(1, 2, 0).copy()
-    whole = traces.of_plot(image, "plot").astype(float)
+    image = series_raster.picture(values, (590, 790)).transpose(1, 2, 0).copy()
+    whole = envelope.of_plot(image, "plot").astype(float)
     image[:500, 400:420] = 255
-    np.testing.assert_allclose(traces.of_plot(image, "plot").astype(float), whole, atol=0.05)
+    np.testing.assert_allclose(envelope.of_plot(image, "plot").astype(float), whole, atol=0.05)
 
 
 @pytest.mark.parametrize("shade", [(255, 255, 255), (0, 0, 0), (31, 119, 180)])
 @pytest.mark.parametrize("size", [(590, 790), (1, 1), (40, 30)])
 def test_what_is_no_plot_is_named(shade, size):
-    if shade == render.BLUE and size == (590, 790):
+    if shade == series_plots.BLUE and size == (590, 790):
         shade = (180, 119, 31)
     with pytest.raises(DataError, match="b/7.png has no blue line .* CSV"):
-        traces.of_plot(np.full((*size, 3), shade, np.uint8), "b/7.png")
+        envelope.of_plot(np.full((*size, 3), shade, np.uint8), "b/7.png")
 
 
 def test_a_plot_without_a_line_is_named(tmp_path, one_each):
     image = plot_of(one_each[5].values, tmp_path)
     image[np.ptp(image, axis=2) > 0] = 255
     with pytest.raises(DataError, match="empty.png has no blue line"):
-        traces.line_alone(image, "empty.png")
+        envelope.line_alone(image, "empty.png")

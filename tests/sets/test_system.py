@@ -1,4 +1,4 @@
-"""The room's doors and its command line on tiny images: data, train, resume, load, evaluate, predict, errors."""
+"""The system's public functions and its command line on tiny images: data, train, resume, load, evaluate, predict, errors."""
 
 import json
 import math

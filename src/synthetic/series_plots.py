@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from src import settings
-from src.generated import fresh
-from src.series.generate import CLASSES, VERSION, Series, generate, write_csv, write_metadata
+from src.synthetic.folders import fresh
+from src.synthetic.time_series import CLASSES, VERSION, Series, generate, write_csv, write_metadata
 
 COUNTS = {"train": 140, "val": 20, "test": 40}  # series of a class
 BLUE = (31, 119, 180)  # #1f77b4
