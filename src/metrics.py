@@ -8,11 +8,12 @@ rescaled or clipped, and two scores tie only if they are equal.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import distributed
 
 _SLICE = 1 << 20  # pixels turned into keys at a time
@@ -360,3 +361,142 @@ def metric_from_counts(name: str, counts: np.ndarray) -> float:
     held = counts[:, 1] > 0
     bins = _Bins(counts[held, 1], (upto - counts[:, 0])[held], upto[held], int(upto[-1]))
     return _metrics(bins, exact=True)[name].value
+
+
+_EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
+
+
+class RegionOverlap(ClassTallies):
+    """Per-region overlap (PRO) against the false positive rate over all normal pixels of a split, and its area.
+
+    All pixels of one score are flagged together: a linear segment of the curve.
+    """
+
+    def __init__(self, max_bins: int = 1 << 22) -> None:
+        super().__init__(max_bins)
+        self._weights: list[np.ndarray] = []  # of the pending positives
+
+    def update(self, scores: torch.Tensor | np.ndarray, mask: torch.Tensor | np.ndarray) -> None:
+        """Add one image: `scores` float32 (or narrower) and `mask` bool or 0/1, both (H, W); True is anomalous.
+
+        Raises TypeError for float64 scores and ValueError for scores that are not finite (with index and number
+        of the call), for other mask values, and for shapes that differ or are not (H, W); nothing is added then.
+        """
+        self._updates += 1
+        keys_by_label = keys_by_class(scores, mask, f"update {self._updates}")
+        mask = torch.as_tensor(mask).cpu().numpy().astype(bool)
+        if mask.ndim != 2:
+            raise ValueError(f"update {self._updates}: shape {mask.shape} is not (H, W); give one image at a time")
+        regions = ndimage.label(mask, _EIGHT_CONNECTED)[0][mask]
+        self._weights.append(1 / np.bincount(regions)[regions])
+        self._gather(*keys_by_label)
+
+    def compute(self, max_fpr: float = 0.3) -> Bounded:
+        """AUPRO: the area under the curve from FPR 0 to `max_fpr` over `max_fpr`, with its certified bound.
+
+        NaN without regions or without normal pixels. Raises ValueError if `max_fpr` is not in (0, 1].
+        """
+        if not 0 < max_fpr <= 1:
+            raise ValueError(f"max_fpr={max_fpr} is not a fraction in (0, 1]; 0.3 is usual")
+        share, start, stop = self._segments()
+        if not len(share):
+            return Bounded(float("nan"), float("nan"))
+        first, last = np.minimum(start, max_fpr), np.minimum(stop, max_fpr)
+        low, high = share @ (max_fpr - last) / max_fpr, share @ (max_fpr - first) / max_fpr
+        if self._bits:  # the pixels of a bin may come in any order, the positives first or last
+            return Bounded.between(low, high)
+        triangle = np.divide((last - first) ** 2, 2 * (stop - start), out=np.zeros_like(share), where=stop > start)
+        return Bounded(float(low + share @ triangle / max_fpr), 0.0)
+
+    def curve(self, points: int = 200) -> dict[str, np.ndarray]:
+        """Operating points for plots: `fpr` and `pro`, float64 (n,), ascending from (0, 0) to (1, 1).
+
+        At most `points` of them, evenly spread along the curve. Raises ValueError without regions or normal pixels.
+        """
+        share, start, stop = self._segments()
+        if not len(share):
+            raise ValueError("a curve needs regions and normal pixels: choose images that hold both")
+        fpr = np.r_[0, np.stack([start, stop], axis=1).ravel(), 1]
+        pro = np.cumsum(share)
+        pro = np.repeat(np.r_[0, pro / pro[-1]], 2)
+        at = np.unique(np.searchsorted(fpr + pro, np.linspace(0, 2, points)))
+        return {"fpr": fpr[at], "pro": pro[at]}
+
+    @property
+    def regions(self) -> int:
+        """Number of regions: the pixels of each weigh 1 together."""
+        return round(float(self._fold()[1].counts.sum()))
+
+    def _segments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The rises of the curve by descending score: each one's share of the overlap, and its FPR before and after.
+
+        float64 (bins that hold anomalous pixels,); between them the curve is level. Empty where it is undefined.
+        """
+        weights, below, upto, normal = self._bins()
+        if not len(weights) or not normal:
+            return np.empty(0), np.empty(0), np.empty(0)
+        return (weights / weights.sum())[::-1], (normal - upto[::-1]) / normal, (normal - below[::-1]) / normal
+
+    def _fold(self) -> list[Tally]:
+        """Count the pending positives by weight, then what is left as ever."""
+        if self._weights:
+            keys, weights = np.concatenate(self._pending[1]), np.concatenate(self._weights)
+            self._pending[1].clear()
+            self._weights.clear()
+            order = np.argsort(keys)
+            tally = Tally(keys[order], weights[order]).coarsened(self._bits)
+            self._tallies[1] = self._tallies[1].merged(tally)
+        return super()._fold()
+
+
+BITS = 16  # of a float32, the highest: what tells a histogram's bins apart
+
+
+def bootstrap(
+    per_image: np.ndarray, statistic: Callable, resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval (low, high) of a statistic of sums over images (Efron, 1979).
+
+    `per_image` (N, ...) holds a sufficient statistic per image: a confusion matrix (K, K), a pair (value, 1)
+    whose sums give a mean, or the `ImageHistograms` counts. `statistic` maps its float64 sum (...) over one
+    resample to a number, NaN where it has no value (AUPR of a resample without positives). Those resamples are
+    left out; if they are more than 5 %, the rest no longer speaks for the split: (NaN, NaN).
+    """
+    images, *shape = np.shape(per_image)
+    rows = np.asarray(per_image, dtype=np.float64).reshape(images, -1)
+    weights = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
+    step = max(1, (1 << 23) // rows.shape[1])  # resamples whose sums fit in 64 MB
+    blocks = (weights[start : start + step] @ rows for start in range(0, resamples, step))
+    values = np.array([statistic(total.reshape(shape)) for block in blocks for total in block])
+    values = values[~np.isnan(values)]
+    if len(values) < 0.95 * resamples:
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The `bootstrap` interval of the mean of values (N,), one for each image."""
+    pairs = np.stack([np.asarray(values, dtype=np.float64), np.ones(len(values))], 1)
+    return bootstrap(pairs, lambda total: total[0] / total[1])
+
+
+class ImageHistograms:
+    """Sparse score histograms by image, to bootstrap pooled AUPR; 2**(BITS - 9) bins a doubling of score."""
+
+    def __init__(self) -> None:
+        self._images: list[list[Tally]] = []
+
+    def update(self, scores: torch.Tensor, is_anomaly: torch.Tensor) -> None:
+        """Add one image, as `PixelRanking.update` would."""
+        keys_by_label = keys_by_class(scores, is_anomaly, f"image {len(self._images)}")
+        self._images.append([Tally.of(keys >> (32 - BITS)) for keys in keys_by_label])
+
+    def counts(self) -> np.ndarray:
+        """int64 (N, bins, 2): by image, by ascending bin of those used anywhere, (negatives, positives)."""
+        used = np.unique(np.concatenate([tally.keys for image in self._images for tally in image]))
+        dense = np.zeros((len(self._images), len(used), 2), dtype=np.int64)
+        for index, image in enumerate(self._images):
+            for label, tally in enumerate(image):
+                dense[index, np.searchsorted(used, tally.keys), label] = tally.counts
+        return dense

@@ -8,8 +8,7 @@ import torch
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from src import metrics
-from src.intervals import ImageHistograms, bootstrap
-from src.metrics import Bounded, ConfusionMatrix, PixelRanking, ranking
+from src.metrics import Bounded, ConfusionMatrix, ImageHistograms, PixelRanking, bootstrap, ranking
 
 NAMES = ("aupr", "auroc", "fpr95", "f1_max")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from src import metrics
-from src.regions import RegionOverlap
+from src.metrics import RegionOverlap
 
 Images = list[tuple[np.ndarray, np.ndarray]]
 

@@ -17,9 +17,7 @@ from src import plots, settings
 from src.defects.data import NORMAL, DefectDataset
 from src.defects.model import StudentTeacher
 from src.defects.scores import HEADLINE, SCORES, score_maps
-from src.intervals import bootstrap
-from src.metrics import PixelRanking, metric_from_counts
-from src.regions import RegionOverlap
+from src.metrics import PixelRanking, RegionOverlap, bootstrap, metric_from_counts
 
 QUANTILE = 0.95  # without anomalies to choose by, a threshold lets this share of normal validation images pass
 MAX_FPR = 0.3

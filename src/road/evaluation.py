@@ -16,8 +16,16 @@ import torch
 from torch import nn
 
 from src import settings, training
-from src.intervals import ImageHistograms, bootstrap, of_mean
-from src.metrics import ConfusionMatrix, PixelRanking, mean_iou, metric_from_counts, ranking
+from src.metrics import (
+    ConfusionMatrix,
+    ImageHistograms,
+    PixelRanking,
+    bootstrap,
+    mean_interval,
+    mean_iou,
+    metric_from_counts,
+    ranking,
+)
 from src.road import data
 from src.road import model as models
 from src.road.scores import SCORES, ClassStatistics, score_maps
@@ -226,7 +234,7 @@ def _bounded(result: dict) -> dict[str, float]:
 
 def _mean(rows: list[list[float]]) -> dict[str, float]:
     means = dict(zip(KEYS, np.mean(rows, axis=0).tolist(), strict=True))
-    return means | {"aupr_interval": of_mean([row[0] for row in rows]), "images": len(rows)}
+    return means | {"aupr_interval": mean_interval([row[0] for row in rows]), "images": len(rows)}
 
 
 # ----------------------------------------------------------------------------------- single samples

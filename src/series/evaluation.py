@@ -8,7 +8,8 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import nn
 from torch.nn import functional as F
 
-from src import intervals, training
+from src import training
+from src.metrics import mean_interval
 from src.series.data import Labelled
 from src.series.envelope import WIDTH
 from src.series.model import Classifier, activation_maps, fit_temperature
@@ -51,7 +52,7 @@ def measure(probabilities: torch.Tensor, labels: torch.Tensor, classes: Sequence
         "recall": float(scores[1].mean()),
         "top2": float(best_two.double().mean()),
         "ece": found["ece"],
-        "accuracy_interval": intervals.of_mean(correct),
+        "accuracy_interval": mean_interval(correct),
         "reliability": found["bins"],
         "plots": len(labels),
         "chance": 1 / len(classes),

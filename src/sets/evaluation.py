@@ -7,7 +7,8 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 
-from src import intervals, settings
+from src import settings
+from src.metrics import mean_interval
 from src.sets.data import SIZE, Images, Sets, check, fixed_sets
 from src.sets.model import distance_to_mean, leave_one_out_cosine
 
@@ -51,8 +52,8 @@ def measure(head: nn.Module, features: torch.Tensor, images: Images, count: int,
     rules = {"distance_to_mean": distance_to_mean, "leave_one_out_cosine": leave_one_out_cosine, "random": _random}
     return {
         **accuracy(scores, sets.position),
-        "top1_interval": intervals.of_mean(rank < 1),
-        "top5_interval": intervals.of_mean(rank < 5),
+        "top1_interval": mean_interval(rank < 1),
+        "top5_interval": mean_interval(rank < 5),
         "chance": 1 / size,
         "composition": composition,
         "classes": len(images.labels.unique()),

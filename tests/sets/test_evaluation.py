@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from src import intervals, records
+from src import metrics, records
 from src.sets import evaluation
 from src.sets.data import Images, Sets, fixed_sets
 from src.sets.model import Encoder, FlatMLP, SetAttention, SetModel, distance_to_mean
@@ -250,8 +250,8 @@ def test_the_flat_head_is_measured_at_its_own_size():
 
 
 def test_the_protocol_says_what_was_done():
-    resamples = inspect.signature(intervals.bootstrap).parameters["resamples"].default
-    level = inspect.signature(intervals.bootstrap).parameters["level"].default
+    resamples = inspect.signature(metrics.bootstrap).parameters["resamples"].default
+    level = inspect.signature(metrics.bootstrap).parameters["level"].default
     assert f"{level * 100:.0f} %" in evaluation.PROTOCOL and f"{resamples} bootstrap" in evaluation.PROTOCOL
     assert all(word in evaluation.PROTOCOL for word in ("topK", "sizes", "none_odd", "seed", "uniform position"))
 
