@@ -1,15 +1,26 @@
-"""The command line: ``python -m src SYSTEM ACTION [options] [key=value ...]``, and the whole project's own commands."""
+"""The command line: ``python -m src SYSTEM ACTION [options] [key=value ...]``, and the whole project's own commands.
+
+What can be checked without torch, which takes seconds to import, is checked before it is loaded.
+"""
 
 import argparse
 import importlib
 import json
+import os
 import shlex
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from src import checkpoints, records, settings
+try:
+    from src import settings
+    from src.config import SystemConfig
+except ValueError as unusable:  # an environment variable
+    sys.exit(f"error: {unusable}")
 
 SYSTEMS = ("road", "defects", "sets", "series")
 ACTIONS = ("data", "train", "evaluate", "predict", "figures", "report")
@@ -20,9 +31,11 @@ EXAMPLES = """examples:
   python -m src road evaluate --dataset camvid --root DIR --split test \\
       --weights assets/weights/road/camvid.pth       measure the CamVid model
   python -m src road evaluate --dataset road_anomaly --root DIR --weights assets/weights/road/camvid.pth
+  python -m src road evaluate --dataset smiyc --root DIR --weights assets/weights/road/camvid.pth
   python -m src road predict street.jpg --weights assets/weights/road/camvid.pth --out build/street
   python -m src road train --profile real --root DIR --weights mobilenet_v2_imagenet.pth
   python -m src road train --profile real --dataset camvid_cyclists --root DIR      CamVid, no cyclist ever seen
+  python -m src road train --profile real --dataset cityscapes --root DIR --weights assets/weights/road/cityscapes.pth
   python -m src defects train                        teacher and students of the mini categories
   python -m src defects evaluate --dataset magnetic_tile --root DIR --weights assets/weights/defects/magnetic_tile.pth
   python -m src defects train --profile real --dataset folder --root DIR      on images/good of your own parts
@@ -55,105 +68,194 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--dataset", help="default: the profile's own")
     options.add_argument("--root", type=Path, metavar="DIR", help="where the data set lies (default: under DATA_DIR)")
     options.add_argument("--split", default="test", help="split to evaluate (default: test)")
-    options.add_argument("--weights", type=Path, metavar="FILE",
-                         help="checkpoint to use; for train: local pretrained weights to start from")  # fmt: skip
+    options.add_argument(
+        "--weights", type=Path, metavar="FILE", help="checkpoint to use; for train: weights to start from"
+    )
     options.add_argument("--json", type=Path, metavar="OUT", help="write the record of an evaluation here")
-    options.add_argument("--out", type=Path, metavar="DIR", default=Path("build/predictions"),
-                         help="where predict and report write (default: build/predictions)")  # fmt: skip
+    options.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=Path("build/predictions"),
+        help="where predict and report write (default: build/predictions)",
+    )
     return options
 
 
-def base_config(system, arguments: argparse.Namespace):
-    """The profile's config, for the data set named on the command line where it can be trained on."""
-    if arguments.profile != "real":
-        return getattr(system.Config, arguments.profile)()
-    return system.Config.real(arguments.dataset) if arguments.dataset in system.REAL else system.Config.real()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
 
-
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 if it went well, 1 for input that cannot be used, 2 for a wrong command line."""
-    argv = sys.argv[1:] if argv is None else argv
+    Returns 0 if it went well, 1 for input that cannot be used, 2 for a wrong command line, 130 or 143 if interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["ablate"]:
-        return reporting(lambda: importlib.import_module("src.ablations").main(argv[1:]))
+        return report_errors(lambda: importlib.import_module("src.ablations").main(argv[1:]))
     if argv in (["experiments"], ["submission"]):
-        return reporting(importlib.import_module(f"src.{argv[0]}").main)
+        return report_errors(importlib.import_module(f"src.{argv[0]}").main)
     arguments = parser().parse_intermixed_args(argv)
-    system = importlib.import_module(f"src.{arguments.system}")
-    overrides = [item for item in arguments.items if "=" in item]
-    files = [Path(item) for item in arguments.items if "=" not in item]
-    if files and arguments.action != "predict":
-        print(f"error: {files[0]}: only predict takes files; settings are given as key=value", file=sys.stderr)
+    arguments.files = [Path(item) for item in arguments.items if not is_setting(item)]
+    arguments.settings = [item for item in arguments.items if is_setting(item)]
+    if arguments.files and arguments.action != "predict":
+        message = "only predict takes files; settings are given as key=value"
+        print(f"error: {arguments.files[0]}: {message}", file=sys.stderr)
         return 2
-    return reporting(lambda: run(system, arguments, overrides, files, argv))
+    return report_errors(lambda: run(arguments, argv))
 
 
-def reporting(command: Callable[[], None]) -> int:
-    """Run a command; 1 and its message for input that cannot be used, else 0."""
+def is_setting(item: str) -> bool:
+    """Whether a word of the command line is ``key=value``; a file may have = in its path, but exists."""
+    return item.partition("=")[0].isidentifier() and "=" in item and not Path(item).exists()
+
+
+def report_errors(command: Callable[[], None]) -> int:
+    """Run a command; what a person can cause ends as one line: 1 for input and files, 130 and 143 if interrupted."""
+    signal.signal(signal.SIGTERM, _raise_exit)
     try:
         command()
     except settings.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {error}; check the path, its rights and the free space", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: a training goes on from its last finished epoch with the same command", file=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        if stop.code != 143:
+            raise
+        print("terminated: a training goes on from its last finished epoch with the same command", file=sys.stderr)
+        return 143
     return 0
 
 
-def run(system, arguments: argparse.Namespace, overrides: list[str], files: list[Path], argv: list[str]) -> None:
+def _raise_exit(*_: Any) -> None:
+    raise SystemExit(143)
+
+
+# ------------------------------------------------------------------------------- before torch is loaded
+def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     """Do what the arguments ask for; raises ``settings.InputError`` for input that cannot be used."""
-    config = base_config(system, arguments)
-    if arguments.action == "report" and not hasattr(system, "write_report"):
+    package = importlib.import_module(f"src.{arguments.system}")  # its config alone: the rest is imported on first use
+    config = requested_config(package, arguments)
+    check_paths(arguments)
+    if arguments.action == "report" and arguments.system != "defects":
         raise settings.InputError(f"{arguments.system} has no report; use evaluate, predict or figures")
-    if arguments.action in ("data", "train"):
-        config = config.override([f"dataset={arguments.dataset or config.dataset}", *overrides])
-    if arguments.action == "data":
-        system.make_data(config, arguments.root)
-        return
-    if arguments.action == "train":
-        trained = system.train(config, arguments.root, weights=arguments.weights)
-        print(f"wrote {trained.source}")
-        return
-    if arguments.action == "predict" and not files:
-        raise settings.InputError("predict needs image files: python -m src SYSTEM predict FILE ...")
-    trained = system.load(arguments.weights or existing_weights(system, config), config, overrides)
-    if arguments.action == "evaluate":
-        record = evaluate(system, trained, arguments, argv)
-        if arguments.json:
-            print(f"wrote {records.write(record, arguments.json)}")
-    elif arguments.action == "predict":
-        print(json.dumps(system.predict(trained, files, arguments.out), indent=1))
+    if arguments.action == "predict" and not arguments.files:
+        raise settings.InputError("predict needs files: python -m src SYSTEM predict FILE ...")
+    ACTIONS_OF[arguments.action](package, config, arguments, argv)
+
+
+def requested_config(package: ModuleType, arguments: argparse.Namespace) -> SystemConfig:
+    """The profile's config, for the data set named where it can be trained on; for data and train with the settings.
+
+    Settings of the other actions belong to the weights' own config; here they are checked alone.
+    """
+    if arguments.profile != "real":
+        config = getattr(package.Config, arguments.profile)()
     else:
-        for path in write_files(system, trained, arguments):
-            print(f"wrote {path}")
+        config = package.Config.real(arguments.dataset) if arguments.dataset in package.REAL else package.Config.real()
+    if arguments.action in ("data", "train"):
+        return config.override([f"dataset={arguments.dataset or config.dataset}", *arguments.settings])
+    config.parse(arguments.settings)
+    return config
 
 
-def write_files(system, trained, arguments: argparse.Namespace) -> list[Path]:
-    """Figures, or the report of a system that has one."""
-    if arguments.action == "figures":
-        return system.draw(trained, arguments.root, arguments.dataset)
-    return system.write_report(trained, arguments.root, arguments.dataset, arguments.split, arguments.out)
+def check_paths(arguments: argparse.Namespace) -> None:
+    """InputError for files and folders that are not there, and for outputs that cannot be written."""
+    for file in [*arguments.files, *([arguments.weights] if arguments.weights else [])]:
+        if not file.is_file():
+            raise settings.InputError(f"{file} is not a file: check the path")
+    if arguments.root and arguments.action != "data" and not arguments.root.exists():
+        raise settings.InputError(f"{arguments.root} does not exist: name the data set's folder with --root DIR")
+    if arguments.json and arguments.json.is_dir():
+        raise settings.InputError(f"{arguments.json} is a folder: name a file with --json OUT")
+    outputs = [arguments.json] if arguments.json else []
+    outputs += [arguments.out] if arguments.action in ("predict", "report") else []
+    for path in outputs:
+        folder = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+        if path != folder and not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise settings.InputError(f"{path} cannot be written: {folder} is no folder with write permission")
 
 
-def existing_weights(system, config) -> Path:
-    """The committed weights of a config; an error that names the training command where there are none."""
-    path = system.weights_path(config)
-    if not path.exists():
-        command = checkpoints.train_command(system, config)
-        raise settings.InputError(f"{path} is missing; make it with `{command}`, or name a file with --weights FILE")
-    return path
+# ----------------------------------------------------------------------------------------------- actions
+def make_data(package, config, arguments, argv) -> None:
+    """Write the mini data set, and the record of what a data set holds."""
+    from src import system
+
+    system.make_data(package, config, arguments.root)
 
 
-def evaluate(system, trained, arguments: argparse.Namespace, argv: list[str]) -> dict:
-    """Evaluate, print the headline, and return the record."""
+def train(package, config, arguments, argv) -> None:
+    """Train, or go on with an interrupted training."""
+    trained = package.train(config, arguments.root, weights=arguments.weights)
+    print(f"wrote {trained.source}")
+
+
+def evaluate(package, config, arguments, argv) -> None:
+    """Evaluate, print the headline, and write the record where ``--json`` says."""
+    from src import records, system
+
+    trained = load(package, config, arguments)
     start = time.monotonic()
-    metrics, data, protocol = system.measure(trained, arguments.root, arguments.dataset, arguments.split)
+    metrics, data = system.measure(package, trained, arguments.root, arguments.dataset, arguments.split)
     command = shlex.join(["python", "-m", "src", *_portable(argv)])
-    config = vars(trained.config)
-    record = records.provenance(command, config, data, protocol, time.monotonic() - start) | metrics
-    headline = {key: value for key, value in metrics.items() if isinstance(value, float)}
-    print("  ".join(f"{key} {value:.4f}" for key, value in headline.items()))
-    return record
+    seconds = time.monotonic() - start
+    record = records.provenance(command, trained.config.plain(), data, package.PROTOCOL, seconds) | metrics
+    print("  ".join(f"{key} {value:.4f}" for key, value in metrics.items() if isinstance(value, float)))
+    if arguments.json:
+        print(f"wrote {records.write(record, arguments.json)}")
 
 
-def _portable(arguments: list[str]) -> list[str]:
+def predict(package, config, arguments, argv) -> None:
+    """Print what the model says of each file."""
+    from src import system
+
+    rows = system.predict(package, load(package, config, arguments), arguments.files, arguments.out)
+    print(json.dumps(rows, indent=1))
+
+
+def draw_figures(package, config, arguments, argv) -> None:
+    """Draw the figures of a trained model."""
+    from src import system
+
+    trained = load(package, config, arguments)
+    _print_written(system.write_figures(package, trained, arguments.root, arguments.dataset))
+
+
+def write_report(package, config, arguments, argv) -> None:
+    """Write the HTML report of an evaluation."""
+    trained = load(package, config, arguments)
+    _print_written(package.write_report(trained, arguments.root, arguments.dataset, arguments.split, arguments.out))
+
+
+ACTIONS_OF = {
+    "data": make_data,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "figures": draw_figures,
+    "report": write_report,
+}
+
+
+def load(package: ModuleType, config: SystemConfig, arguments: argparse.Namespace):
+    """The trained model in ``--weights``, or the committed one of the config."""
+    from src import system
+
+    path = arguments.weights or system.weights_path(package, config)
+    if not path.exists():
+        command = system.train_command(package, config)
+        raise settings.InputError(f"{path} is missing; make it with `{command}`, or name a file with --weights FILE")
+    return system.load(package, path, config, arguments.settings)
+
+
+def _print_written(paths: Sequence[Path]) -> None:
+    for path in paths:
+        print(f"wrote {path}")
+
+
+def _portable(arguments: Sequence[str]) -> list[str]:
     """Arguments without this machine's folders: a path outside the project becomes DIR/<its name>."""
     shown = []
     for argument in arguments:

@@ -3,7 +3,7 @@
 import ast
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Self, get_args
 
 from src import settings
@@ -48,16 +48,24 @@ class Config:
 
     def override(self, pairs: Sequence[str]) -> Self:
         """A copy with ``key=value`` strings applied; values are read as Python literals of the field's type."""
-        renamed, types_of = self._inherited("RENAMED"), {f.name: f.type for f in fields(self)}
+        return replace(self, **self.parse(pairs))
+
+    def parse(self, pairs: Sequence[str]) -> dict[str, Any]:
+        """``key=value`` strings as settings and values; InputError for an unknown setting or a value of another type."""
+        renamed, annotations = self._inherited("RENAMED"), {f.name: f.type for f in fields(self)}
         changes = {}
         for pair in pairs:
             given, _, text = pair.partition("=")
             key = renamed.get(given, given)
-            if key not in types_of:
-                raise settings.InputError(f"{pair}: unknown setting; choose from {', '.join(types_of)}")
-            value = _parse(pair, text, getattr(self, key), _may_be_none(types_of[key]))
+            if key not in annotations:
+                raise settings.InputError(f"{pair}: unknown setting; choose from {', '.join(annotations)}")
+            value = _parse(pair, text, getattr(self, key), _may_be_none(annotations[key]))
             changes[key] = _renamed_value(renamed, given, value)
-        return replace(self, **changes)
+        return changes
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as checkpoints and records hold them: tuples as lists."""
+        return _plain(asdict(self))
 
     def expect(self, **conditions: tuple[bool, str]) -> None:
         """``expect(name=(holds, "what is expected"))``: InputError naming the first setting that does not hold."""
@@ -68,7 +76,7 @@ class Config:
 
 @dataclass(frozen=True)
 class TrainingConfig(Config):
-    """How to train; the config of every system extends it."""
+    """How to train."""
 
     REMOVED = {"accumulate": 1, "per_epoch": False}
 
@@ -96,14 +104,34 @@ class TrainingConfig(Config):
             batch_size=(self.batch_size >= 1, "1 or more"),
             lr=(0 <= self.lr < float("inf"), "a number from 0"),
             weight_decay=(0 <= self.weight_decay < float("inf"), "a number from 0"),
-            warmup=(self.warmup >= 0 and not (self.warmup and self.schedule == "plateau"),
-                    "0 or more steps, and none with schedule=plateau"),
+            warmup=(
+                self.warmup >= 0 and not (self.warmup and self.schedule == "plateau"),
+                "0 or more steps, and none with schedule=plateau",
+            ),
             plateau_patience=(self.plateau_patience >= 0, "0 or more epochs"),
             plateau_factor=(0 < self.plateau_factor < 1, "a factor between 0 and 1"),
             clip_norm=(0 <= self.clip_norm < float("inf"), "a norm above 0, or 0 for no clipping"),
             patience=(self.patience >= 0, "a number of epochs, or 0 for no early stop"),
             workers=(self.workers >= 0, "0 or more processes"),
         )
+
+
+@dataclass(frozen=True)
+class SystemConfig(TrainingConfig):
+    """What the configs of all systems extend."""
+
+    dataset: str = "mini"
+
+    @property
+    def weights_name(self) -> str:
+        """Stem of the file that the weights of this config are kept in."""
+        return self.dataset
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _may_be_none(annotation: Any) -> bool:

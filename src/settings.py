@@ -1,14 +1,13 @@
-"""Paths, profile, flags, seeds and device: the only module that reads the environment, but for torchrun's RANK.
+"""Paths, profile, flags, seed and device: the only module that reads the environment, but for torchrun's RANK.
 
-Every setting has the environment variable of its own name (``PROFILE=real python -m src ...``).
+Every setting has the environment variable of its own name (``PROFILE=real python -m src ...``). torch takes seconds to
+import, so it is imported on the first use of ``settings.DEVICE``: wrong arguments are reported before.
 """
 
 import os
 import random
 from pathlib import Path
-
-import numpy as np
-import torch
+from typing import Any
 
 PROFILES = ("mini", "real", "full")
 
@@ -47,14 +46,20 @@ def _folder(name: str, default: Path) -> Path:
     return path
 
 
-def _device() -> torch.device:
+def _device():
+    """The torch device to compute on; under torchrun each process owns one GPU."""
+    import torch
+
+    # Ten bits of mantissa in the GPU's convolutions would move scores that notebooks check against their records;
+    # training is mixed precision anyway
+    torch.backends.cudnn.allow_tf32 = False
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     usable = [kind for kind, there in present.items() if there]
     value = os.environ.get("DEVICE", usable[0])
     if value.split(":")[0] not in usable:
         raise InputError(f"DEVICE={value!r}: expected one of {', '.join(usable)} on this machine")
     device = torch.device(value)
-    if device.type == "cuda" and "LOCAL_RANK" in os.environ:  # under torchrun each process owns one GPU
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     return device
@@ -69,14 +74,20 @@ RUNS_DIR = ROOT / "runs"
 PROFILE = _choice("PROFILE", "mini", PROFILES)
 RUN_TRAINING = _flag("RUN_TRAINING", False)
 SEED = _integer("SEED", 42)
-DEVICE = _device()
-# Ten bits of mantissa in the GPU's convolutions would move scores that notebooks check against their records; training
-# is mixed precision anyway
-torch.backends.cudnn.allow_tf32 = False
+
+
+def __getattr__(name: str) -> Any:
+    if name != "DEVICE":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()["DEVICE"] = _device()
+    return globals()["DEVICE"]
 
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (every device) with one number."""
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -1,0 +1,205 @@
+"""What all four systems share: where their files are, loading, measuring, predicting and drawing.
+
+A system is a package under ``src``; the functions here take it as their first argument (``system.load(road, path,
+config)``). It states what differs:
+
+==========================  =========================================================================================
+``Config``                  frozen dataclass with ``mini()``, ``real(dataset)``, ``full()``; see ``src.config``
+``REAL``, ``FOLDERS``       the data sets that profile real trains on; folders below DATA_DIR, where not the set's name
+``ADJUSTABLE``              settings that a trained model may be evaluated with other values of
+``datasets(config, root)``  the splits by name
+``build_model(config,       the model, initialised from the config's seed; ``extras`` of the checkpoint it will be loaded
+extras)``                   from, or what of them shapes the model
+``train(config, root, ...)``  trains or resumes, writes a checkpoint with all that scoring needs, returns ``Trained``
+``evaluate(trained, root,   metrics of a split, of the model's own data set or of another one
+dataset, split)``
+``evaluated(trained, ...)``  the files behind that split, and what a record says of them beside their fingerprint
+``predict(trained, files,   what the model says of single files; pictures below ``out``
+out)``
+``draw(trained, root,       name -> figure, of a trained model on one data set
+dataset)``
+``write_mini(root)``        the synthetic data set, in the real one's layout
+``distribution(config, root)``  what each split of a data set holds
+``PROTOCOL``                what the numbers of ``evaluate`` mean
+==========================  =========================================================================================
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import matplotlib.pyplot as plt
+from torch import nn
+
+from src import checkpoints, plots, records, settings
+from src.config import SystemConfig
+
+
+@dataclass
+class Trained:
+    """A model with what was learned beside its weights.
+
+    ``config`` is the one asked for, which differs from ``trained_config`` in the system's ``ADJUSTABLE`` settings alone;
+    ``extras`` what the checkpoint holds beside the weights, {} for a bare state dict; ``source`` its file.
+    """
+
+    config: SystemConfig
+    model: nn.Module
+    extras: dict[str, Any]
+    source: Path
+    trained_config: SystemConfig
+
+    @property
+    def history(self) -> Any:
+        """What ``training.fit`` returned, an entry an epoch (of several trainings: by name); [] where there is none."""
+        return self.extras.get("history", [])
+
+    @property
+    def calibration(self) -> Any:
+        """Statistics and thresholds of the scores, from validation data; None where there are none."""
+        return self.extras.get("calibration")
+
+
+# ----------------------------------------------------------------------------------------------- files
+def name_of(system: ModuleType) -> str:
+    """``road`` for the package ``src.road``."""
+    return system.__name__.rpartition(".")[2]
+
+
+def default_root(system: ModuleType, dataset: str) -> Path:
+    """Where a data set lies unless ``--root`` says otherwise."""
+    return settings.DATA_DIR / system.FOLDERS.get(dataset, dataset)
+
+
+def weights_path(system: ModuleType, config: SystemConfig) -> Path:
+    """Where the weights of a config are kept."""
+    return settings.WEIGHTS_DIR / name_of(system) / f"{config.weights_name}.pth"
+
+
+def make_data(system: ModuleType, config: SystemConfig, root: Path | None = None) -> None:
+    """Write the mini data set (if asked for), and the record of what each split of the data set holds."""
+    root = root or default_root(system, config.dataset)
+    if config.dataset == "mini":
+        system.write_mini(root)
+    record = records.record_path(name_of(system), f"{config.dataset}_distribution")
+    records.write({"distribution": system.distribution(config, root)}, record)
+
+
+# --------------------------------------------------------------------------------------- trained models
+def save(config: SystemConfig, model: nn.Module, extras: dict[str, Any], path: Path, *, half: bool) -> Trained:
+    """Write a finished training's checkpoint; ``half`` as ``checkpoints.round_to_fit`` said."""
+    checkpoints.save(path, model.state_dict(), half=half, config=config.plain(), extras=extras)
+    return Trained(config, model, extras, path, config)
+
+
+def load(system: ModuleType, path: Path | str, fallback: SystemConfig, overrides: Sequence[str] = ()) -> Trained:
+    """A trained model with its own config, which overrides must agree with but for the system's ``ADJUSTABLE``.
+
+    A bare state dict, where the system takes one (``from_state_dict``), gets ``fallback`` with the overrides applied.
+    """
+    content = checkpoints.read(path)
+    if checkpoints.is_bare_state_dict(content) and hasattr(system, "from_state_dict"):
+        config, model = system.from_state_dict(fallback.override(overrides), content, path)
+        return Trained(config, model, {}, Path(path), config)
+    content = checkpoints.load_finished(path)
+    config = _config_in(content, system, path)
+    asked = config.override(overrides)
+    fixed = replace(asked, **{name: getattr(config, name) for name in system.ADJUSTABLE})
+    checkpoints.require_same_config(fixed, content, path)
+    model = system.build_model(config, content["extras"])
+    checkpoints.load_weights(model, content["weights"], path)
+    return Trained(asked, model.eval(), content["extras"], Path(path), config)
+
+
+def _config_in(content: dict, system: ModuleType, path: Path | str) -> SystemConfig:
+    try:
+        return system.Config.from_plain(content["config"])
+    except settings.InputError as error:
+        raise checkpoints.CheckpointError(
+            f"{path} holds no weights of {name_of(system)} but of another system or version ({error}); name its own"
+        ) from error
+
+
+def load_or_train(
+    system: ModuleType,
+    config: SystemConfig,
+    root: Path | None = None,
+    *,
+    run_training: bool = settings.RUN_TRAINING,
+    weights: Path | None = None,
+) -> Trained:
+    """The model of a config: loaded or, with ``run_training``, trained (from ``weights``, if given) and kept.
+
+    A training, or the rest of an interrupted one, goes on under ``runs``; committed weights are not overwritten.
+    Without it, weights that are missing are an error that names the command which makes them; a file that cannot be
+    loaded never becomes a training run.
+    """
+    committed = weights_path(system, config)
+    if run_training:
+        trained_here = settings.RUNS_DIR / name_of(system) / committed.name
+        if not trained_here.exists():
+            return system.train(config, root, weights=weights, out=trained_here)
+        committed = trained_here
+    elif not committed.exists():
+        command = f"{train_command(system, config, weights)}    (or ./download.sh weights)"
+        raise checkpoints.CheckpointError(f"{committed} is missing and training is off. Make it with:\n  {command}")
+    checkpoints.require_same_config(config, checkpoints.load(committed), committed)
+    return load(system, committed, config)
+
+
+def train_command(system: ModuleType, config: SystemConfig, weights: Path | None = None) -> str:
+    """What trains the model of a config that is one of its system's profiles, from ``weights`` of the project."""
+    full, in_real = system.Config.full(), config.dataset in system.REAL
+    is_full = config == full or (config.dataset == full.dataset and not in_real)
+    profile = "full" if is_full else "real" if in_real else "mini"
+    start = f" --weights {weights.relative_to(settings.ROOT)}" if weights else ""
+    return f"python -m src {name_of(system)} train --profile {profile} --dataset {config.dataset}{start}"
+
+
+# ------------------------------------------------------------------------------------------------- uses
+def measure(
+    system: ModuleType, trained: Trained, root: Path | None, dataset: str | None, split: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(metrics, description of the data with its fingerprint) of an evaluation's record."""
+    dataset = dataset or trained.config.dataset
+    root = root or default_root(system, dataset)
+    metrics = system.evaluate(trained, root, dataset=dataset, split=split)
+    files, description = system.evaluated(trained, root, dataset, split)
+    folder = root.parent if root.is_file() else root  # a table of files
+    marks = records.fingerprint(files, folder) if files else {}
+    return metrics, {"dataset": dataset, "split": split, **description, **marks}
+
+
+def check_against_record(system: ModuleType, trained: Trained, metrics: dict[str, Any], run: str) -> dict[str, Any]:
+    """``records.check_against_record`` for committed weights; of weights that were trained here, the metrics as they are.
+
+    A record was made by the committed weights, so it says nothing of others.
+    """
+    if not trained.source.is_relative_to(settings.WEIGHTS_DIR):
+        return metrics
+    return records.check_against_record(metrics, name_of(system), run)
+
+
+def predict(system: ModuleType, trained: Trained, files: Sequence[Path], out: Path) -> list[dict[str, Any]]:
+    """A row for each file; pictures are written below ``out`` under the files' own names, which must differ."""
+    stems = [file.stem for file in files]
+    for file in files:
+        if stems.count(file.stem) > 1:
+            raise settings.InputError(
+                f"{file}: two of the files have this name, and so would their pictures: rename one"
+            )
+    return system.predict(trained, files, out)
+
+
+def write_figures(system: ModuleType, trained: Trained, root: Path | None, dataset: str | None) -> list[Path]:
+    """Write the system's figures for one data set under ``assets/figures/<system>``."""
+    plots.style()
+    dataset = dataset or trained.config.dataset
+    root = root or default_root(system, dataset)
+    written = []
+    for name, figure in system.draw(trained, root, dataset).items():
+        written.append(plots.save(figure, f"{name_of(system)}/{dataset}_{name}"))
+    plt.close("all")
+    return written
