@@ -25,7 +25,7 @@ class Config:
 
     @classmethod
     def current(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Settings as a checkpoint or record holds them, in today's names, without the removed ones that say nothing."""
+        """Settings of a checkpoint or record in today's names, without removed ones that have the value that stayed."""
         renamed, removed = cls._inherited("RENAMED"), cls._inherited("REMOVED")
         kept = {key: value for key, value in values.items() if key not in removed or value != removed[key]}
         return {renamed.get(key, key): _renamed_value(renamed, key, value) for key, value in kept.items()}
@@ -51,7 +51,7 @@ class Config:
         return replace(self, **self.parse(pairs))
 
     def parse(self, pairs: Sequence[str]) -> dict[str, Any]:
-        """``key=value`` strings as settings and values; InputError for an unknown setting or a value of another type."""
+        """``key=value`` strings as setting -> value; InputError for an unknown setting or a value of another type."""
         renamed, annotations = self._inherited("RENAMED"), {f.name: f.type for f in fields(self)}
         changes = {}
         for pair in pairs:

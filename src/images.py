@@ -134,9 +134,8 @@ def _read(path: Path | str, convert) -> np.ndarray:
 def _check_shape(image: Image.Image, path: Path | str) -> None:
     width, height = image.size
     if width * height > LARGEST or max(width, height) > LONGEST_RATIO * min(width, height):
-        raise DataError(
-            f"{path} has {width} x {height} pixels: cut or scale it to {LARGEST:,} at most, sides within 1:{LONGEST_RATIO}"
-        )
+        bounds = f"{LARGEST:,} pixels at most, sides within 1:{LONGEST_RATIO}"
+        raise DataError(f"{path} has {width} x {height} pixels: cut or scale it to {bounds}")
 
 
 def _eight_bits(image: Image.Image, path: Path | str) -> Image.Image:

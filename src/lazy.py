@@ -7,9 +7,9 @@ from typing import Any
 
 
 def reexport(package: str, **modules: str) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package: ``reexport(__name__, data="datasets split")`` gives names of its module ``data``.
+    """The ``__getattr__`` of a package, whose modules and their names are had without an import of their own.
 
-    Its modules themselves can be had without an import too.
+    ``reexport(__name__, data="datasets split")`` re-exports two names of its module ``data``.
     """
     home = {name: module for module, names in modules.items() for name in names.split()}
 

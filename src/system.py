@@ -3,25 +3,27 @@
 A system is a package under ``src``; the functions here take it as their first argument (``system.load(road, path,
 config)``). It states what differs:
 
-==========================  =========================================================================================
-``Config``                  frozen dataclass with ``mini()``, ``real(dataset)``, ``full()``; see ``src.config``
-``REAL``, ``FOLDERS``       the data sets that profile real trains on; folders below DATA_DIR, where not the set's name
-``ADJUSTABLE``              settings that a trained model may be evaluated with other values of
-``datasets(config, root)``  the splits by name
-``build_model(config,       the model, initialised from the config's seed; ``extras`` of the checkpoint it will be loaded
-extras)``                   from, or what of them shapes the model
-``train(config, root, ...)``  trains or resumes, writes a checkpoint with all that scoring needs, returns ``Trained``
-``evaluate(trained, root,   metrics of a split, of the model's own data set or of another one
-dataset, split)``
-``evaluated(trained, ...)``  the files behind that split, and what a record says of them beside their fingerprint
-``predict(trained, files,   what the model says of single files; pictures below ``out``
-out)``
-``draw(trained, root,       name -> figure, of a trained model on one data set
-dataset)``
-``write_mini(root)``        the synthetic data set, in the real one's layout
-``distribution(config, root)``  what each split of a data set holds
-``PROTOCOL``                what the numbers of ``evaluate`` mean
-==========================  =========================================================================================
+``Config``
+    Frozen dataclass with ``mini()``, ``real(dataset)`` and ``full()``; see ``src.config``.
+``REAL``, ``FOLDERS``, ``ADJUSTABLE``
+    The data sets that profile real trains on; dataset -> folder below DATA_DIR, where that is not the set's name; the
+    settings that a trained model may be used with other values of.
+``datasets(config, root)``
+    The splits by name.
+``build_model(config, extras)``
+    The model, initialised from the config's seed. ``extras`` of the checkpoint to load may shape it.
+``train(config, root, *, weights, run_dir, out)``
+    Trains or resumes, writes a checkpoint with all that scoring needs, returns ``Trained``.
+``evaluate(trained, root, *, dataset, split)``
+    Metrics of a split, of the model's own data set or of another one; ``PROTOCOL`` says what they mean.
+``evaluated(trained, root, dataset, split)``
+    The files behind that split, and what a record says of the data beside their fingerprint.
+``predict(trained, files, out)``
+    A row for each file, with what the model says of it; pictures below ``out``.
+``draw(trained, root, dataset)``
+    Name -> figure, of a trained model on one data set.
+``write_mini(root)``, ``distribution(config, root)``
+    Write the synthetic data set in the real one's layout; tell what each split of a data set holds.
 """
 
 from collections.abc import Sequence
@@ -41,8 +43,8 @@ from src.config import SystemConfig
 class Trained:
     """A model with what was learned beside its weights.
 
-    ``config`` is the one asked for, which differs from ``trained_config`` in the system's ``ADJUSTABLE`` settings alone;
-    ``extras`` what the checkpoint holds beside the weights, {} for a bare state dict; ``source`` its file.
+    ``config`` is the one asked for: it differs from ``trained_config`` in the system's ``ADJUSTABLE`` settings alone.
+    ``extras`` is what the checkpoint holds beside the weights, {} for a bare state dict; ``source`` is its file.
     """
 
     config: SystemConfig
@@ -173,7 +175,7 @@ def measure(
 
 
 def check_against_record(system: ModuleType, trained: Trained, metrics: dict[str, Any], run: str) -> dict[str, Any]:
-    """``records.check_against_record`` for committed weights; of weights that were trained here, the metrics as they are.
+    """``records.check_against_record`` of committed weights; the metrics as they are of weights that were trained here.
 
     A record was made by the committed weights, so it says nothing of others.
     """
