@@ -101,18 +101,19 @@ def load(system: ModuleType, path: Path | str, fallback: SystemConfig, overrides
 
     A bare state dict, where the system takes one (``from_state_dict``), gets ``fallback`` with the overrides applied.
     """
-    content = checkpoints.read(path)
-    if checkpoints.is_bare_state_dict(content) and hasattr(system, "from_state_dict"):
-        config, model = system.from_state_dict(fallback.override(overrides), content, path)
+    scores_without_extras = hasattr(system, "from_state_dict")
+    if scores_without_extras and checkpoints.is_bare_state_dict(state := checkpoints.read(path)):
+        config, model = system.from_state_dict(fallback.override(overrides), state, path)
         return Trained(config, model, {}, Path(path), config)
-    content = checkpoints.load_finished(path)
+    content = checkpoints.load(path) if scores_without_extras else checkpoints.load_finished(path)
+    extras = content.get("extras", {})  # the best.pth of a run has none yet
     config = _config_in(content, system, path)
     asked = config.override(overrides)
     fixed = replace(asked, **{name: getattr(config, name) for name in system.ADJUSTABLE})
     checkpoints.require_same_config(fixed, content, path)
-    model = system.build_model(config, content["extras"])
+    model = system.build_model(config, extras)
     checkpoints.load_weights(model, content["weights"], path)
-    return Trained(asked, model.eval(), content["extras"], Path(path), config)
+    return Trained(asked, model.eval(), extras, Path(path), config)
 
 
 def _config_in(content: dict, system: ModuleType, path: Path | str) -> SystemConfig:
