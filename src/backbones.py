@@ -18,17 +18,22 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as ever
 class Backbone:
     """A torchvision classifier: its modules from shallow to deep, by the names that torchvision gives them.
 
-    ``layers``: name -> channels of its output; ``channels``: of the features that the class layer sees.
+    ``layers``: name -> channels of its output; ``channels``: of the features that the class layer sees; ``stages``: the
+    last layer of each resolution, at 1/4, 1/8, 1/16 and 1/32 of the image's.
     """
 
     layers: dict[str, int]
     channels: int
+    stages: tuple[str, ...] = ()
+
+
+_RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 BACKBONES = {
-    "resnet18": Backbone({"layer1": 64, "layer2": 128, "layer3": 256, "layer4": 512}, 512),
-    "resnet34": Backbone({"layer1": 64, "layer2": 128, "layer3": 256, "layer4": 512}, 512),
-    "resnet50": Backbone({"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048}, 2048),
+    "resnet18": Backbone({"layer1": 64, "layer2": 128, "layer3": 256, "layer4": 512}, 512, _RESNET_STAGES),
+    "resnet34": Backbone({"layer1": 64, "layer2": 128, "layer3": 256, "layer4": 512}, 512, _RESNET_STAGES),
+    "resnet50": Backbone({"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048}, 2048, _RESNET_STAGES),
     "mobilenet_v2": Backbone(
         {
             "features.3": 24,
@@ -39,6 +44,7 @@ BACKBONES = {
             "features.18": 1280,
         },
         1280,
+        ("features.3", "features.6", "features.13", "features.17"),
     ),
     "squeezenet1_0": Backbone({"features.5": 256, "features.9": 384, "features.12": 512}, 512),
 }
