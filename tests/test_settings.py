@@ -13,30 +13,37 @@ import torch
 
 from src import settings
 
+PROJECT = Path(settings.__file__).resolve().parents[1]
 NAMES = ("ROOT", "DATA_DIR", "PROFILE", "RUN_TRAINING", "SEED", "DEVICE")
 
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """fresh(NAME=value, ...): the module's names as evaluated under that environment and no other setting."""
+    """fresh(NAME=value, ...): the settings as evaluated under that environment and no other."""
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
 
     def evaluate(**environment: str) -> dict:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        return runpy.run_path(settings.__file__)
+        names = runpy.run_path(settings.__file__)
+        return names | {"DEVICE": names["__getattr__"]("DEVICE")}
 
     return evaluate
 
 
 def test_environment_of_a_real_process(tmp_path):
-    values = {"ROOT": str(tmp_path), "DATA_DIR": str(tmp_path / "there"), "PROFILE": "full", "RUN_TRAINING": "1",
-              "SEED": "7", "DEVICE": "cpu"}  # fmt: skip
+    values = {"ROOT": str(tmp_path), "DATA_DIR": str(tmp_path / "there"), "PROFILE": "full"}
+    values |= {"RUN_TRAINING": "1", "SEED": "7", "DEVICE": "cpu"}
     code = f"from src import settings as s; print(*(getattr(s, name) for name in {NAMES}), s.WEIGHTS_DIR, sep='\\n')"
-    project = Path(settings.__file__).parents[1]
-    result = subprocess.run([sys.executable, "-c", code], env=os.environ | values, cwd=project,
-                            capture_output=True, text=True, check=True)  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | values,
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     expected = [*values.values(), str(tmp_path / "assets" / "weights")]
     expected[NAMES.index("RUN_TRAINING")] = "True"
     assert result.stdout.split("\n")[:-1] == expected
@@ -107,3 +114,24 @@ def test_convolutions_are_in_full_precision(fresh):
     torch.backends.cudnn.allow_tf32 = True
     fresh()
     assert not torch.backends.cudnn.allow_tf32
+
+
+def test_torch_is_not_imported_before_the_device_is_asked_for():
+    heavy = ("torch", "torchvision", "sklearn", "scipy", "matplotlib")
+    code = f"""
+import sys
+from src import __main__, settings
+for name in __main__.SYSTEMS:
+    __import__(f"src.{{name}}.config")
+    __main__.parser()
+print([name for name in {heavy} if name in sys.modules])
+settings.DEVICE
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "True"]
+
+
+def test_unknown_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="no attribute 'GPU'"):
+        settings.GPU  # noqa: B018
