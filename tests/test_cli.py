@@ -1,6 +1,9 @@
 """The command line in process: every action on small data, and what it says when something is wrong."""
 
 import json
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -9,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from src import checkpoints, road, settings
+from src import __main__, checkpoints, road, settings, system
 from src.__main__ import main
 from src.road import data
 from src.synthetic import street_scenes
 from tests.conftest import MINI_COUNTS
 
+PROJECT = Path(__main__.__file__).parents[1]
 HEADLINE = ("miou", "pixel_accuracy", "aupr", "auroc", "fpr95", "f1_max")
 PROVENANCE = ("command", "git_revision", "config", "seed", "data", "protocol", "wall_time", "device")
 TINY = ("epochs=1", "batch_size=4", "width=0.25", "image_size=(48,80)", "workers=0", "outlier_epochs=1")
@@ -47,7 +51,7 @@ def bare_weights(tiny_weights, tmp_path) -> Path:
 # ----------------------------------------------------------------------------------------------- data
 def test_data_writes_the_mini_set_and_its_distribution(mini_root, monkeypatch, folders):
     small = partial(street_scenes.write_dataset, counts=MINI_COUNTS, size=(90, 160))
-    monkeypatch.setattr(road.scenes, "write_dataset", small)
+    monkeypatch.setattr(street_scenes, "write_dataset", small)
     assert run("data", "--root", mini_root) == 0
     record = json.loads((folders / "results/road/mini_distribution.json").read_text())
     expected = data.class_distribution(data.StreetHazards(mini_root, "test"))
@@ -82,7 +86,7 @@ def test_train_writes_weights_that_hold_their_config(mini_root, folders, capsys)
 def test_train_takes_the_data_set_named(camvid_root, folders):
     arguments = ("--dataset", "camvid", "--root", camvid_root, *TINY, "batch_size=2", "image_size=(48,64)")
     assert run("train", *arguments) == 0
-    trained = road.load(folders / "weights/road/camvid.pth", road.Config.mini())
+    trained = system.load(road, folders / "weights/road/camvid.pth", road.Config.mini())
     assert trained.config.dataset == "camvid" and trained.model.classifier[4].out_channels == 11
 
 
@@ -152,8 +156,12 @@ def test_predict_writes_overlay_and_score_map(mini_root, tiny_weights, tmp_path,
         assert 0 < row["mean_confidence"] <= 1 and 0 <= row["share_above_threshold"] <= 1
 
 
-def test_predict_refuses_files_whose_pictures_would_overwrite_each_other(tiny_weights, capsys):
-    assert "same name" in failure(capsys, "predict", "a/street.jpg", "b/street.jpg", "--weights", tiny_weights)
+def test_predict_refuses_files_whose_pictures_would_overwrite_each_other(tiny_weights, mini_root, tmp_path, capsys):
+    files = [tmp_path / folder / "street.png" for folder in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_bytes(data.StreetHazards(mini_root, "test").pairs[0][0].read_bytes())
+    assert "two of the files have this name" in failure(capsys, "predict", *files, "--weights", tiny_weights)
 
 
 def test_figures_are_written(mini_root, tiny_weights, folders, capsys):
@@ -185,7 +193,7 @@ def test_damaged_weights_are_named(tiny_weights, tmp_path, capsys):
     assert "half.pth" in failure(capsys, "evaluate", "--weights", tmp_path / "half.pth")
 
 
-@pytest.mark.parametrize("arguments, named", [
+@pytest.mark.parametrize("arguments, message", [
     (("train", "rate=0.1"), "rate=0.1: unknown setting"),
     (("train", "epochs=many"), "epochs=many"),
     (("train", "backbone=vgg16"), "vgg16"),
@@ -193,10 +201,10 @@ def test_damaged_weights_are_named(tiny_weights, tmp_path, capsys):
     (("data", "--dataset", "kitti"), "kitti"),
     (("train", "--dataset", "kitti"), "kitti"),
     (("train", "--dataset", "road_anomaly"), "train"),
-    (("predict",), "predict needs image files"),
+    (("predict",), "predict needs files"),
 ])  # fmt: skip
-def test_wrong_settings_are_named(capsys, mini_root, arguments, named):
-    assert named in failure(capsys, *arguments, "--root", mini_root)
+def test_wrong_settings_are_named(capsys, mini_root, arguments, message):
+    assert message in failure(capsys, *arguments, "--root", mini_root)
 
 
 def test_wrong_names_with_good_weights(tiny_weights, mini_root, capsys, tmp_path):
@@ -221,3 +229,52 @@ def test_help_shows_examples(capsys):
     text = capsys.readouterr().out
     assert stopped.value.code == 0 and "examples:" in text
     assert all(f"python -m src road {action}" in text for action in ("data", "train", "evaluate", "predict"))
+
+
+def test_paths_are_checked_before_the_work(tiny_weights, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    weights = ("--weights", tiny_weights)
+    assert "nowhere does not exist" in failure(capsys, "evaluate", "--root", tmp_path / "nowhere", *weights)
+    assert "cannot be written" in failure(capsys, "evaluate", "--json", tmp_path / "file" / "out.json", *weights)
+    assert "is a folder" in failure(capsys, "evaluate", "--json", tmp_path, *weights)
+    assert "cannot be written" in failure(
+        capsys, "predict", tiny_weights, "--out", tmp_path / "file" / "pictures", *weights
+    )
+
+
+def test_a_file_may_have_an_equals_sign_in_its_path(mini_root, tiny_weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a=b.png").write_bytes(data.StreetHazards(mini_root, "test").pairs[0][0].read_bytes())
+    assert run("predict", "a=b.png", "--weights", tiny_weights, "--out", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "a=b_overlay.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (settings.InputError("street.jpg is missing"), 1, "error: street.jpg is missing"),
+        (PermissionError(13, "Permission denied", "out.json"), 1, "error: [Errno 13] Permission denied: 'out.json'"),
+        (KeyboardInterrupt(), 130, "interrupted: "),
+        (SystemExit(143), 143, "terminated: "),
+    ],
+)
+def test_what_a_person_causes_ends_as_one_line(capsys, error, code, line):
+    def command():
+        raise error
+
+    assert __main__.report_errors(command) == code
+    told = capsys.readouterr().err
+    assert told.startswith(line) and told.count("\n") == 1
+
+
+def test_a_bug_shows_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        __main__.report_errors(lambda: 1 / 0)
+
+
+def test_a_wrong_environment_is_one_line():
+    command = [sys.executable, "-m", "src", "road", "evaluate"]
+    done = subprocess.run(
+        command, env=os.environ | {"SEED": "forty"}, cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and done.stderr == "error: SEED='forty': expected an integer\n"
