@@ -36,11 +36,11 @@ def render(source: Path = SOURCE) -> str:
     for number, entry in enumerate(tomllib.loads(source.read_text(encoding="utf-8"))["experiment"], 1):
         if missing := [name for name in FIELDS if not entry.get(name)]:
             raise settings.InputError(f"{source}: experiment {number} lacks {', '.join(missing)}")
-        told = {name: filled(" ".join(entry[name].split())) for name in ("hypothesis", "outcome", "lesson")}
+        paragraphs = {name: filled(" ".join(entry[name].split())) for name in ("hypothesis", "outcome", "lesson")}
         revisions = ", ".join(f"`{name}` ({_revision(name)})" for name in entry["records"])
         sections.append(
             f"## {number}. {entry['title']}\n\n*{entry['when']}; records: {revisions}*\n\n"
-            + "\n".join(f"- **{name.capitalize()}.** {text}" for name, text in told.items())
+            + "\n".join(f"- **{name.capitalize()}.** {text}" for name, text in paragraphs.items())
             + "\n"
         )
     return "\n".join(sections)

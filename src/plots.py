@@ -3,78 +3,99 @@
 Colours are Okabe and Ito's colour-blind-safe cycle; scores use a perceptually uniform map.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch.nn import functional as F
+from scipy import ndimage
 
-from src import settings
+from src import files, settings
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 SCORE_MAP = "inferno"
 OUTLINE = (60, 250, 240)  # a colour that neither streets nor parts have
 WIDTH = 9.0  # inches: readable at GitHub's column width
+STYLE = {
+    "axes.prop_cycle": plt.cycler(color=COLORS),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "font.size": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.dpi": 80,  # what notebooks embed: a grid of photographs must fit in 2 MB
+    "savefig.dpi": 100,
+    "savefig.bbox": "tight",
+    "figure.constrained_layout.use": True,
+    "image.interpolation": "nearest",
+}
 
 
 def style() -> None:
     """Set matplotlib to the figure style; called by every notebook's set-up cell."""
-    plt.rcParams.update(
-        {
-            "axes.prop_cycle": plt.cycler(color=COLORS),
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.alpha": 0.3,
-            "axes.titlesize": 10,
-            "axes.labelsize": 10,
-            "font.size": 10,
-            "legend.frameon": False,
-            "legend.fontsize": 9,
-            "figure.dpi": 80,  # what notebooks embed: a grid of photographs must fit in 2 MB
-            "savefig.dpi": 100,
-            "savefig.bbox": "tight",
-            "figure.constrained_layout.use": True,
-            "image.interpolation": "nearest",
-        }
-    )
+    plt.rcParams.update(STYLE)
 
 
+# --------------------------------------------------------------------------------- saving and showing
 def save(figure: Figure, name: str) -> Path:
     """Write a figure as ``assets/figures/<name>.png``, of 256 colours to be a third of the size, and close it."""
     path = settings.FIGURES_DIR / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
     plt.close(figure)
-    with Image.open(path) as picture:
-        reduced = picture.convert("RGB").quantize(256)
-    reduced.save(path, optimize=True)
+    with Image.open(drawn) as picture, files.atomic(path) as file:
+        picture.convert("RGB").quantize(256).save(file, format="PNG", optimize=True)
     return path
 
 
-def image_grid(rows: Sequence[Sequence[np.ndarray]], columns: Sequence[str] = (), names: Sequence[str] = (),
-               width: float = WIDTH) -> Figure:  # fmt: skip
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure in a notebook, with a text for those who cannot see it, and close it."""
+    from IPython.core.pylabtools import print_figure  # what a notebook draws figures with
+
+    _display(print_figure(figure), alt)
+    plt.close(figure)
+
+
+def show_file(path: Path | str, alt: str) -> None:
+    """Display a PNG file in a notebook, with a text for those who cannot see it."""
+    _display(Path(path).read_bytes(), alt)
+
+
+def _display(png: bytes, alt: str) -> None:
+    from IPython import display
+
+    display.display(display.Image(png, alt=alt))
+
+
+# --------------------------------------------------------------------------------------------- images
+def image_grid(
+    rows: Sequence[Sequence[np.ndarray]],
+    columns: Sequence[str] = (),
+    names: Sequence[str] = (),
+    width: float = WIDTH,
+) -> Figure:
     """A grid of images uint8 (H,W,3).
 
     ``columns`` titles the first row, ``names`` labels the rows.
     """
-    height, breadth = rows[0][0].shape[:2]
-    count = len(rows[0])
-    cell = width / count
-    figure, axes = plt.subplots(len(rows), count, squeeze=False,
-                                figsize=(width, (cell * height / breadth + 0.08) * len(rows) + 0.3))  # fmt: skip
+    image_height, image_width = rows[0][0].shape[:2]
+    row_height = width / len(rows[0]) * image_height / image_width + 0.08
+    size = (width, row_height * len(rows) + 0.3)
+    figure, axes = plt.subplots(len(rows), len(rows[0]), squeeze=False, figsize=size)
     for axis_row, row in zip(axes, rows, strict=True):
         for axis, image in zip(axis_row, row, strict=True):
             axis.imshow(image)
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
-            for spine in axis.spines.values():
-                spine.set_visible(False)
+            axis.spines[:].set_visible(False)
     for axis, title in zip(axes[0], columns, strict=False):
         axis.set_title(title)
     for axis, name in zip(axes[:, 0], names, strict=False):
@@ -90,10 +111,9 @@ def overlay(image: np.ndarray, colors: np.ndarray) -> np.ndarray:
 def outline(image: np.ndarray, region: np.ndarray) -> np.ndarray:
     """The image with the border of a boolean region (H,W) drawn outside it, two pixels wide or W / 160."""
     width = max(2, image.shape[1] // 160)  # of a large image shown small, two would vanish
-    grown = torch.from_numpy(region)[None].float()
-    grown = F.max_pool2d(grown, 2 * width + 1, 1, width)[0].bool().numpy()
+    dilated = ndimage.maximum_filter(region, 2 * width + 1)
     marked = image.copy()
-    marked[grown & ~region] = OUTLINE
+    marked[dilated & ~region] = OUTLINE
     return marked
 
 
@@ -103,6 +123,7 @@ def heat(score: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.uint8(plt.get_cmap(SCORE_MAP)(scaled)[..., :3] * 255)
 
 
+# --------------------------------------------------------------------------------------------- curves
 def learning_curves(history: list[dict], metrics: Sequence[str], best: int | None = None) -> Figure:
     """Training loss, learning rate and validation metrics over epochs; the chosen epoch marked."""
     figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.6))
@@ -124,30 +145,33 @@ def pr_roc(curves: dict[str, dict[str, np.ndarray]], base_rate: float) -> Figure
     """Precision-recall and ROC curves; each entry holds recall, precision and fpr arrays. The last one stands out."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.6))
     for rank, (name, curve) in enumerate(curves.items()):
-        look = {"color": COLORS[rank % 6], "linestyle": "-" if rank < 6 else "--"}  # black and yellow left out
+        line = {"color": COLORS[rank % 6], "linestyle": "-" if rank < 6 else "--"}  # black and yellow left out
         if rank == len(curves) - 1:
-            look = {"color": "black", "linewidth": 2}
-        left.plot(curve["recall"], curve["precision"], label=name, **look)
-        right.plot(curve["fpr"], curve["recall"], label=name, **look)
+            line = {"color": "black", "linewidth": 2}
+        left.plot(curve["recall"], curve["precision"], label=name, **line)
+        right.plot(curve["fpr"], curve["recall"], label=name, **line)
     left.axhline(base_rate, color="grey", linestyle=":", label=f"chance {base_rate:.3f}")
     left.set(xlabel="recall", ylabel="precision", title="precision-recall", xlim=(0, 1), ylim=(0, 1))
     right.plot([0, 1], [0, 1], color="grey", linestyle=":")
     right.axhline(0.95, color="grey", linewidth=0.8)
-    right.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC (line: TPR 0.95)",
-              xlim=(0, 1), ylim=(0, 1))  # fmt: skip
+    right.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC (line: TPR 0.95)")
+    right.set(xlim=(0, 1), ylim=(0, 1))
     left.legend()
     return figure
 
 
-def bars(values: dict[str, float], xlabel: str, reference: dict[str, float] | None = None,
-         reference_label: str = "") -> Figure:  # fmt: skip
+def bars(
+    values: dict[str, float],
+    xlabel: str,
+    reference: dict[str, float] | None = None,
+    reference_label: str = "",
+) -> Figure:
     """Horizontal bars, in the order given, with an optional reference marked on each."""
     figure, axis = plt.subplots(figsize=(WIDTH, 0.28 * len(values) + 0.9))
-    names = list(values)
-    axis.barh(names, [values[name] for name in names], height=0.7)
+    axis.barh(list(values), list(values.values()), height=0.7)
     if reference:
-        shown = [name for name in names if name in reference]
-        axis.plot([reference[n] for n in shown], shown, "|", color="black", markersize=12, label=reference_label)
+        marks = {name: reference[name] for name in values if name in reference}
+        axis.plot(list(marks.values()), list(marks), "|", color="black", markersize=12, label=reference_label)
         axis.legend(loc="lower right")
     axis.invert_yaxis()
     axis.set(xlabel=xlabel)
@@ -159,23 +183,32 @@ def dots(factors: dict[str, dict[str, np.ndarray]], in_use: dict[str, str], xlab
 
     The line is at that variant's mean, the band its standard deviation over seeds (if there are several) either side.
     """
-    rows = [(factor, variant) for factor, variants in factors.items() for variant in variants]
-    figure, axes = plt.subplots(len(factors), 1, sharex=True, squeeze=False,
-                                figsize=(WIDTH, 0.21 * len(rows) + 0.3 * len(factors) + 0.4),
-                                height_ratios=[len(variants) + 0.6 for variants in factors.values()])  # fmt: skip
+    rows = sum(len(variants) for variants in factors.values())
+    figure, axes = plt.subplots(
+        len(factors),
+        1,
+        sharex=True,
+        squeeze=False,
+        figsize=(WIDTH, 0.21 * rows + 0.3 * len(factors) + 0.4),
+        height_ratios=[len(variants) + 0.6 for variants in factors.values()],
+    )
     for axis, (factor, variants) in zip(axes[:, 0], factors.items(), strict=True):
-        used = variants[in_use[factor]]
-        spread = used.std(ddof=1) if len(used) > 1 else 0
-        axis.axvspan(used.mean() - spread, used.mean() + spread, color="0.9", zorder=0)
-        axis.axvline(used.mean(), color="0.6", linewidth=0.8, zorder=0)
-        for place, (variant, values) in enumerate(variants.items()):
-            color = COLORS[1] if variant == in_use[factor] else COLORS[0]
-            axis.plot(values, np.full(len(values), place), "o", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
-            axis.plot(values.mean(), place, "|", color=color, markersize=13, markeredgewidth=2)
-        axis.set(yticks=range(len(variants)), yticklabels=list(variants), ylim=(len(variants) - 0.5, -0.5))
-        for label in axis.get_yticklabels():
-            label.set(fontsize=8, fontweight="bold" if label.get_text() == in_use[factor] else "normal")
+        _draw_variants(axis, variants, in_use[factor])
         axis.set_title(factor, loc="left", fontsize=9)
-        axis.grid(False, axis="y")
     axes[-1, 0].set(xlabel=xlabel)
     return figure
+
+
+def _draw_variants(axis, variants: dict[str, np.ndarray], in_use: str) -> None:
+    mean = variants[in_use].mean()
+    std = variants[in_use].std(ddof=1) if len(variants[in_use]) > 1 else 0
+    axis.axvspan(mean - std, mean + std, color="0.9", zorder=0)
+    axis.axvline(mean, color="0.6", linewidth=0.8, zorder=0)
+    for row, (variant, values) in enumerate(variants.items()):
+        color = COLORS[1] if variant == in_use else COLORS[0]
+        axis.plot(values, np.full(len(values), row), "o", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
+        axis.plot(values.mean(), row, "|", color=color, markersize=13, markeredgewidth=2)
+    axis.set(yticks=range(len(variants)), yticklabels=list(variants), ylim=(len(variants) - 0.5, -0.5))
+    for label in axis.get_yticklabels():
+        label.set(fontsize=8, fontweight="bold" if label.get_text() == in_use else "normal")
+    axis.grid(False, axis="y")

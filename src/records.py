@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-import os
+import math
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from src import checkpoints, settings
+from src import files, settings
 
 TOLERANCE = 1e-3  # of a number computed anew on another machine
 
@@ -20,40 +18,47 @@ class ResultError(settings.InputError):
     """A record that is missing or lacks a key."""
 
 
+# ------------------------------------------------------------------------------------------ provenance
 def fingerprint(paths: Iterable[Path], root: Path) -> dict[str, Any]:
-    """Number of files and one SHA-256 over their sorted relative names and contents."""
-    digest, count = hashlib.sha256(), 0
-    for path in sorted(paths):
+    """Number of files and one SHA-256 over their sorted names relative to ``root`` and their contents."""
+    paths, digest = sorted(paths), hashlib.sha256()
+    for path in paths:
         digest.update(path.relative_to(root).as_posix().encode() + b"\0")
         digest.update(hashlib.sha256(path.read_bytes()).digest())
-        count += 1
-    return {"files": count, "sha256": digest.hexdigest()}
+    return {"files": len(paths), "sha256": digest.hexdigest()}
 
 
 def git_revision() -> str:
     """Commit of the code, ``-dirty`` added when files under src differ from it, ``unknown`` outside git."""
-    git = ["git", "-C", str(settings.ROOT)]
     try:
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        head = _git("rev-parse", "--short=12", "HEAD")
     except (FileNotFoundError, subprocess.CalledProcessError):  # no git here, or no commit to name
         return "unknown"
-    status = subprocess.run([*git, "status", "--porcelain", "src"], capture_output=True, text=True, check=True)
-    return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
+    return head + ("-dirty" if _git("status", "--porcelain", "src") else "")
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(settings.ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def device_name() -> str:
     """The GPU's name, or the kind of CPU and its number of threads."""
+    import torch
+
     if settings.DEVICE.type == "cuda":
         return torch.cuda.get_device_name(settings.DEVICE)
     return f"{settings.DEVICE.type}, {platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def provenance(command: str, config: dict, data: dict, protocol: str, seconds: float) -> dict[str, Any]:
-    """The fields of a record that say where its metrics come from."""
+    """The fields of a record that say where its metrics come from; ``config`` in plain form."""
+    import torch
+
     return {
         "command": command,
         "git_revision": git_revision(),
-        "config": checkpoints.plain(config),
+        "config": plain(config),
         "seed": config["seed"],
         "data": data,
         "protocol": protocol,
@@ -63,24 +68,22 @@ def provenance(command: str, config: dict, data: dict, protocol: str, seconds: f
     }
 
 
+# ------------------------------------------------------------------------------------- writing, reading
 def write(content: dict, path: Path | str) -> Path:
     """Write JSON atomically; NaN becomes null, as JSON has no NaN."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(_jsonable(content), indent=1, allow_nan=False) + "\n")
-    temporary.replace(path)
-    return path
+    text = json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
+    with files.atomic(path) as file:
+        file.write(text.encode())
+    return Path(path)
 
 
-def _jsonable(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value in the form that JSON gives back: keys are strings, tuples lists, NaN is None."""
     if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, float) and value != value:
-        return None
-    return value
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def record_path(system: str, run: str) -> Path:
@@ -118,23 +121,26 @@ def check_against_record(metrics: dict[str, Any], system: str, run: str) -> dict
     """
     if not record_path(system, run).exists():
         return metrics
-    record, anew = load(system, run), dict(_floats(metrics))
-    shared = {key: value for key, value in _floats(record) if key in anew}
+    record = load(system, run)
+    recorded, computed = dict(_floats(record)), dict(_floats(metrics))
+    shared = [key for key in recorded if key in computed]
     if not shared:
         raise ResultError(f"{system}/{run} and the metrics computed anew have no number in common")
-    for key, recorded in shared.items():
-        if not abs(anew[key] - recorded) <= TOLERANCE:
-            raise ResultError(f"{system}/{run}: {key} is {recorded} in the record, {anew[key]} when computed anew: code, "
-                              "data or packages have changed (requirements.lock names those of the record); "
-                              f"`{record['command']}` writes it again")  # fmt: skip
+    for key in shared:
+        if not abs(computed[key] - recorded[key]) <= TOLERANCE:
+            raise ResultError(
+                f"{system}/{run}: {key} is {recorded[key]} in the record, {computed[key]} when computed anew: code, "
+                "data or packages have changed (requirements.lock names those of the record); "
+                f"`{record['command']}` writes it again"
+            )
     return record
 
 
-def _floats(entry: Any, prefix: str = ""):
+def _floats(entry: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
     """(dotted key, value) of every float in nested dicts and lists."""
     items = entry.items() if isinstance(entry, dict) else enumerate(entry) if isinstance(entry, list | tuple) else ()
     for key, value in items:
-        if isinstance(value, float) and value == value:
+        if isinstance(value, float) and not math.isnan(value):
             yield f"{prefix}{key}", value
         else:
             yield from _floats(value, f"{prefix}{key}.")
@@ -142,14 +148,14 @@ def _floats(entry: Any, prefix: str = ""):
 
 def table(rows: dict[str, dict[str, Any]], digits: int = 3, corner: str = "") -> str:
     """Rows of named values as a Markdown table; floats rounded, missing values a dash, words to the left."""
-    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
-
-    def cell(entry: Any) -> str:
-        if entry is None or entry != entry:
-            return "–"
-        return f"{entry:.{digits}f}" if isinstance(entry, float) else str(entry)
-
-    cells = {key: [cell(row.get(key)) for row in rows.values()] for key in columns}
-    sides = ["---" if any(text[:1].isalpha() for text in found) else "---:" for found in cells.values()]
-    lines = [[corner, *columns], ["---", *sides], *zip(rows, *cells.values(), strict=True)]
+    keys = list(dict.fromkeys(key for row in rows.values() for key in row))
+    columns = [[_cell(row.get(key), digits) for row in rows.values()] for key in keys]
+    alignments = ["---" if any(cell[:1].isalpha() for cell in column) else "---:" for column in columns]
+    lines = [[corner, *keys], ["---", *alignments], *zip(rows, *columns, strict=True)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(entry: Any, digits: int) -> str:
+    if entry is None or entry != entry:  # NaN
+        return "–"
+    return f"{entry:.{digits}f}" if isinstance(entry, float) else str(entry)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import nbformat
 
-from src import settings
+from src import files, settings
 
 IDENTITY = ("Student ID", "Full name", "Institutional e-mail")
 NOTEBOOK_BYTES, ARCHIVE_BYTES = 2_000_000, 20_000_000
-KEPT = ("main.ipynb", "README.md", "requirements.txt", "src/**/*.py", "src/**/*.html")
+INCLUDED = ("main.ipynb", "README.md", "requirements.txt", "src/**/*.py", "src/**/*.html")
 
 
 def blank_fields(notebook) -> list[str]:
@@ -29,15 +29,15 @@ def unexecuted(notebook) -> bool:
 
 def problems(path: Path) -> list[str]:
     """What keeps a notebook from being handed in; re-executes it, which takes minutes, if nothing else does."""
-    notebook = nbformat.read(path, 4)
-    found = [f"{path.name}: {name} is blank in the first cell" for name in blank_fields(notebook)]
+    notebook, size = nbformat.read(path, 4), path.stat().st_size
+    reasons = [f"{name} is blank in the first cell" for name in blank_fields(notebook)]
     if unexecuted(notebook):
-        found.append(f"{path.name}: run all cells from top to bottom, and save")
-    if path.stat().st_size > NOTEBOOK_BYTES:
-        found.append(f"{path.name}: {path.stat().st_size:,} bytes, at most {NOTEBOOK_BYTES:,} are allowed")
-    if not found and (told := _run("pytest", "-q", "--nbval", "-p", "no:cacheprovider", str(path))):
-        found.append(f"{path.name}: its outputs are not what its cells give now; run all cells again\n{told}")
-    return found
+        reasons.append("run all cells from top to bottom, and save")
+    if size > NOTEBOOK_BYTES:
+        reasons.append(f"{size:,} bytes, at most {NOTEBOOK_BYTES:,} are allowed")
+    if not reasons and (failure := _run("pytest", "-q", "--nbval", "-p", "no:cacheprovider", str(path))):
+        reasons.append(f"its outputs are not what its cells give now; run all cells again\n{failure}")
+    return [f"{path.name}: {reason}" for reason in reasons]
 
 
 def _run(*command: str) -> str:
@@ -48,21 +48,21 @@ def _run(*command: str) -> str:
 
 def write(root: Path = settings.ROOT) -> Path:
     """``build/submission.zip``. Raises InputError that lists everything that is missing."""
-    found = problems(root / "main.ipynb")
-    build = root / "build"
-    if not found and (told := _run("nbconvert", "--to", "html", "--output-dir", str(build), str(root / "main.ipynb"))):
-        found.append(told)
-    if found:
-        raise settings.InputError("not ready to be handed in:\n  " + "\n  ".join(found))
-    files = sorted(file for pattern in KEPT for file in root.glob(pattern))
-    unfinished, archive = build / "submission.zip.partial", build / "submission.zip"
-    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as packed:
-        packed.write(build / "main.html", "main.html")
-        for file in files:
-            packed.write(file, file.relative_to(root))
-    if unfinished.stat().st_size > ARCHIVE_BYTES:
-        raise settings.InputError(f"{unfinished} has more than {ARCHIVE_BYTES:,} bytes: make main.ipynb smaller")
-    return unfinished.replace(archive)
+    notebook, build = root / "main.ipynb", root / "build"
+    missing = problems(notebook)
+    if not missing and (failure := _run("nbconvert", "--to", "html", "--output-dir", str(build), str(notebook))):
+        missing = [failure]
+    if missing:
+        raise settings.InputError("not ready to be handed in:\n  " + "\n  ".join(missing))
+    archive = build / "submission.zip"
+    with files.atomic(archive) as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+            packed.write(build / "main.html", "main.html")
+            for path in sorted(path for pattern in INCLUDED for path in root.glob(pattern)):
+                packed.write(path, path.relative_to(root))
+        if file.tell() > ARCHIVE_BYTES:
+            raise settings.InputError(f"{archive} would exceed {ARCHIVE_BYTES:,} bytes: make main.ipynb smaller")
+    return archive
 
 
 def main() -> None:

@@ -20,55 +20,24 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from src import checkpoints, config, settings
+from src import checkpoints, files, settings
+from src.config import TrainingConfig
 
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-RESUMED = ("optimizer", "scheduler", "scaler")  # of a Trainer, what a killed run takes up beside the weights
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 # Learning-rate factor as a function of progress in [0, 1].
-SCHEDULES: dict[str, Callable[[float], float]] = {
+LR_FACTORS: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "poly": lambda progress: (1 - progress) ** 0.9,
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
 }
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(settings.InputError, RuntimeError):
     """The loss (or the gradient norm) became NaN or infinite."""
-
-
-@dataclass(frozen=True)
-class FitConfig(config.Config):
-    """How to train; every system's Config extends it."""
-
-    seed: int = settings.SEED
-    epochs: int = 30
-    batch_size: int = 4  # over all processes together
-    accumulate: int = 1  # batches per optimiser step
-    optimizer: str = "adam"  # adam | adamw | sgd (momentum 0.9)
-    lr: float = 1e-4
-    weight_decay: float = 0.0
-    schedule: str = "constant"  # constant | poly | cosine | plateau (on the monitored metric)
-    per_epoch: bool = False  # update poly and cosine once an epoch instead of at every step
-    warmup: int = 0  # steps of linear warm-up
-    plateau_patience: int = 3
-    plateau_factor: float = 0.5
-    clip_norm: float = 0.0  # 0: no clipping
-    patience: int = 0  # epochs without improvement before stopping; 0: never
-    workers: int = 1  # data-loading processes
-    amp: bool = True  # mixed precision, where the device has it: see ``autocast``
-    compile: bool = False
-
-    def __post_init__(self):
-        for name, allowed in (("optimizer", OPTIMIZERS), ("schedule", (*SCHEDULES, "plateau"))):
-            if getattr(self, name) not in allowed:
-                raise settings.InputError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
-        if min(self.epochs, self.batch_size, self.accumulate) < 1:
-            raise settings.InputError("epochs, batch_size and accumulate must be at least 1")
-        if self.schedule == "plateau" and self.warmup:
-            raise settings.InputError("schedule=plateau has no warm-up: set warmup=0")
 
 
 @dataclass
@@ -98,19 +67,19 @@ def shard(dataset: Dataset) -> Dataset:
     return dataset if world == 1 else Subset(dataset, range(rank, len(dataset), world))
 
 
-def _reduce(values: list[float], operation: dist.ReduceOp) -> list[float]:
+def _reduce(value: float, operation: dist.ReduceOp) -> float:
     if not dist.is_initialized():
-        return values
-    tensor = torch.tensor(values, dtype=torch.float64).to(settings.DEVICE)
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64).to(settings.DEVICE)
     dist.all_reduce(tensor, operation)
-    return tensor.tolist()
+    return tensor.item()
 
 
 # --------------------------------------------------------------------------------------------- data
 class Order:
     """Batch sampler: this rank's share of every global batch, as (epoch, index) keys; ``epoch`` (from 0) is set."""
 
-    def __init__(self, samples: int, config: FitConfig):
+    def __init__(self, samples: int, config: TrainingConfig):
         self.rank, self.world = start_distributed()
         self.samples, self.config, self.epoch = samples, config, 0
         if config.batch_size % self.world:
@@ -144,13 +113,13 @@ class _Augmented(Dataset):
 class Batches(DataLoader):
     """Training batches whose order and augmentation depend on (seed, epoch, index) alone.
 
-    ``augment(sample)``, which draws from torch's generator, finds it in a state of its own for each sample
-    and epoch, so neither the number of workers nor of processes changes what a sample looks like.
+    ``augment(sample)`` draws from torch's generator, which is seeded anew for each sample and epoch, so neither
+    the number of workers nor of processes changes what a sample looks like.
     ``config.batch_size`` counts the samples of all processes. The incomplete batch at the end of an epoch is
     left out: the order is drawn anew each epoch, so other samples miss the next one.
     """
 
-    def __init__(self, dataset: Dataset, config: FitConfig, augment: Callable):
+    def __init__(self, dataset: Dataset, config: TrainingConfig, augment: Callable):
         super().__init__(
             _Augmented(dataset, augment, config.seed),
             batch_sampler=Order(len(dataset), config),
@@ -166,127 +135,92 @@ class Batches(DataLoader):
 def to_device(batch: Any) -> Any:
     """Move a (nested) batch; image batches (B,C,H,W) become channels-last, as the model's weights are."""
     if isinstance(batch, torch.Tensor):
-        form = torch.channels_last if batch.ndim == 4 else torch.preserve_format
-        return batch.to(settings.DEVICE, non_blocking=True, memory_format=form)
+        memory_format = torch.channels_last if batch.ndim == 4 else torch.preserve_format
+        return batch.to(settings.DEVICE, non_blocking=True, memory_format=memory_format)
     if isinstance(batch, dict):
         return {key: to_device(value) for key, value in batch.items()}
     return type(batch)(to_device(item) for item in batch) if isinstance(batch, list | tuple) else batch
 
 
-# --------------------------------------------------------------------------------------------- loop
-def autocast(config: FitConfig):
+# ---------------------------------------------------------------------------- optimiser and precision
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimiser named by the config over the parameters that require a gradient; fused on a GPU."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    fused = True if settings.DEVICE.type == "cuda" else None
+    return OPTIMIZERS[config.optimizer](parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainingConfig, steps: int):
+    """The schedule named by the config over ``steps`` optimiser steps an epoch."""
+    if config.schedule == "plateau":
+        return ReduceLROnPlateau(
+            optimizer, mode="max", factor=config.plateau_factor, patience=config.plateau_patience, threshold=0
+        )
+    decay_steps = max(1, config.epochs * steps - config.warmup)
+
+    def factor(step: int) -> float:
+        if step < config.warmup:
+            return (step + 1) / config.warmup
+        return LR_FACTORS[config.schedule](min(1.0, (step - config.warmup) / decay_steps))
+
+    return LambdaLR(optimizer, factor)
+
+
+def autocast(config: TrainingConfig):
     """bf16 where the GPU supports it, or the CPU has matrix units for it (AMX); fp16 on older GPUs; else none."""
     kind = settings.DEVICE.type
     usable = kind == "cuda" or (kind == "cpu" and torch.cpu._is_amx_tile_supported())
-    half = torch.float16 if kind == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
-    return torch.autocast(kind, half) if config.amp and usable else nullcontext()
+    dtype = torch.float16 if _needs_fp16() else torch.bfloat16
+    return torch.autocast(kind, dtype) if config.amp and usable else nullcontext()
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, config: FitConfig, steps: int):
-    """The schedule named by the config over ``steps`` optimiser steps an epoch."""
-    if config.schedule == "plateau":
-        return torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, mode="max", factor=config.plateau_factor, patience=config.plateau_patience, threshold=0
-        )
-    factor = SCHEDULES[config.schedule]
-
-    def at(step: int) -> float:
-        if step < config.warmup:
-            return (step + 1) / config.warmup
-        position = step // steps * steps if config.per_epoch else step
-        span = max(1, config.epochs * steps - config.warmup)
-        return factor(min(1.0, max(0, position - config.warmup) / span))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, at)
+def _needs_fp16() -> bool:
+    return settings.DEVICE.type == "cuda" and not torch.cuda.is_bf16_supported()
 
 
-class Trainer:
-    """The pieces of one run, and the work of one epoch."""
+def _parallel(model: nn.Module, config: TrainingConfig) -> nn.Module:
+    """The model as it is called in training: compiled if the config says so, and on every rank."""
+    if config.compile:
+        model.compile()
+    if start_distributed()[1] == 1:
+        return model
+    if settings.DEVICE.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return DistributedDataParallel(model, device_ids=[settings.DEVICE.index])
+    return DistributedDataParallel(model)
 
-    def __init__(self, model: nn.Module, batches, loss: Callable, config: FitConfig):
-        self.rank, self.world = start_distributed()
-        self.config, self.batches, self.loss = config, batches, loss
-        self.steps = math.ceil(len(batches) / config.accumulate)
-        self.model = model.to(settings.DEVICE, memory_format=torch.channels_last)
-        self.forward = self._wrap(self.model)
-        self.optimizer = OPTIMIZERS[config.optimizer](
-            [p for p in model.parameters() if p.requires_grad],
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            **({"momentum": 0.9} if config.optimizer == "sgd" else {}),
-        )
-        self.scheduler = make_scheduler(self.optimizer, config, self.steps)
-        fp16 = settings.DEVICE.type == "cuda" and config.amp and not torch.cuda.is_bf16_supported()
-        self.scaler = torch.amp.GradScaler(settings.DEVICE.type, enabled=fp16)
 
-    def _wrap(self, model: nn.Module) -> nn.Module:
-        if self.config.compile:
-            model.compile()
-        if self.world == 1:
-            return model
-        if settings.DEVICE.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-            return DistributedDataParallel(model, device_ids=[settings.DEVICE.index])
-        return DistributedDataParallel(model)
+# --------------------------------------------------------------------------------------------- loop
+def train_one_epoch(model, batches, loss, optimizer, scheduler, scaler, config: TrainingConfig, state: State) -> float:
+    """Train one epoch; returns the mean loss over batches and ranks."""
+    rank, world = start_distributed()
+    settings.seed_everything(config.seed * 100_003 + state.epoch * world + rank)
+    batches.set_epoch(state.epoch)
+    model.train()
+    total = 0.0
+    title = f"epoch {state.epoch + 1}/{config.epochs}"
+    hidden = rank > 0 or not sys.stderr.isatty()
+    for index, batch in enumerate(tqdm(batches, title, leave=False, disable=hidden)):
+        with autocast(config):
+            batch_loss = loss(model, to_device(batch))
+        value = batch_loss.item()
+        if _reduce(float(not math.isfinite(value)), dist.ReduceOp.MAX):
+            raise _non_finite(f"loss {value}", state, index)
 
-    def epoch(self, state: State) -> float:
-        """Train one epoch; returns the mean loss over batches and ranks."""
-        settings.seed_everything(self.config.seed * 100_003 + state.epoch * self.world + self.rank)
-        self.batches.set_epoch(state.epoch)
-        self.forward.train()
-        total, count = 0.0, len(self.batches)
-        bar = tqdm(self.batches, f"epoch {state.epoch + 1}/{self.config.epochs}", leave=False,
-                   disable=self.rank > 0 or not sys.stderr.isatty())  # fmt: skip
-        for index, batch in enumerate(bar):
-            group_start = index - index % self.config.accumulate
-            group = min(self.config.accumulate, count - group_start)
-            last = index == group_start + group - 1
-            total += self._batch(batch, state, index, group, last)
-            if last:
-                self._step(state, index)
-        return _reduce([total / count], dist.ReduceOp.SUM)[0] / self.world
-
-    def _batch(self, batch: Any, state: State, index: int, group: int, last: bool) -> float:
-        """Forward and backward of one batch, its gradient weighted 1/group; returns its loss."""
-        hold = nullcontext() if last or self.world == 1 else self.forward.no_sync()
-        with hold:
-            with autocast(self.config):
-                loss = self.loss(self.forward, to_device(batch))
-            value = loss.item()
-            if _reduce([float(not math.isfinite(value))], dist.ReduceOp.MAX)[0]:
-                raise _non_finite(f"loss {value}", state, index)
-            self.scaler.scale(loss / group).backward()
-        return value
-
-    def _step(self, state: State, index: int) -> None:
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
-        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+        optimizer.zero_grad()
+        scaler.scale(batch_loss).backward()
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)
+        if not scaler.is_enabled() and not torch.isfinite(norm):  # an enabled scaler skips such a step
             raise _non_finite(f"gradient norm {norm}", state, index)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        scaler.step(optimizer)
+        scaler.update()
+        if config.schedule != "plateau":
+            scheduler.step()
+
         state.step += 1
-        if self.config.schedule != "plateau":
-            self.scheduler.step()
-
-    def save(self, state: State, path: Path) -> None:
-        """Write ``last.pth``: a checkpoint plus the state of everything that an epoch changes."""
-        parts = {name: getattr(self, name).state_dict() for name in RESUMED}
-        checkpoints.save(path, self.model.state_dict(), config=checkpoints.plain(asdict(self.config)),
-                         state=asdict(state), **parts)  # fmt: skip
-
-    def resume(self, path: Path) -> State:
-        """Take up the run that wrote ``path``; CheckpointError if that was another one."""
-        content = checkpoints.load(path)
-        checkpoints.require_same_config(self.config, content, path)
-        if "state" not in content:
-            raise checkpoints.CheckpointError(f"{path} holds weights alone: move it away to start a new run")
-        checkpoints.load_weights(self.model, content["weights"], path)
-        for name in RESUMED:
-            if content[name]:  # a scaler that was off has no state
-                getattr(self, name).load_state_dict(content[name])
-        return State(**content["state"])
+        total += value
+    return _reduce(total / len(batches), dist.ReduceOp.SUM) / world
 
 
 def _non_finite(what: str, state: State, batch: int) -> NonFiniteLoss:
@@ -301,11 +235,12 @@ def fit(
     batches,
     loss: Callable[[nn.Module, Any], torch.Tensor],
     validate: Callable[[nn.Module], dict[str, float]],
-    config: FitConfig,
+    config: TrainingConfig,
     *,
     run_dir: Path,
     monitor: str | None,
     minimize: bool = False,
+    fingerprint: str | None = None,
 ) -> list[dict[str, float]]:
     """Train ``model`` in place and leave it with the weights of its best epoch.
 
@@ -313,50 +248,62 @@ def fit(
     ``loss(model, batch)`` gives a scalar; ``validate(model)`` gives a dict of floats, alike on every rank,
     in which ``monitor`` picks the best epoch (None: nothing is chosen, the last one is kept). ``run_dir`` receives
     ``best.pth``, ``last.pth`` and TensorBoard scalars; a ``last.pth`` that is there already, made with the same
-    config, is resumed from. Returns one dict an epoch: epoch, loss, lr, seconds and what ``validate`` gave.
+    config on the same data (where both name its ``fingerprint``), is resumed from.
+    Returns one dict an epoch: epoch, loss, lr, seconds and what ``validate`` gave.
 
     Raises NonFiniteLoss (the checkpoints of the last good epoch stay), CheckpointError for a ``last.pth``
-    of another config, and ValueError for a monitored metric that is NaN.
+    of another config or of other data, and InputError for a monitored metric that is NaN.
     """
-    trainer = Trainer(model, batches, loss, config)
+    rank, world = start_distributed()
     last, best = Path(run_dir) / "last.pth", Path(run_dir) / "best.pth"
-    state = trainer.resume(last) if last.exists() else State()
-    writer = _scalar_writer(run_dir, state) if trainer.rank == 0 else None
+    model.to(settings.DEVICE, memory_format=torch.channels_last)
+    parallel_model = _parallel(model, config)
+    optimizer = make_optimizer(model, config)
+    scheduler = make_scheduler(optimizer, config, len(batches))
+    scaler = torch.amp.GradScaler(settings.DEVICE.type, enabled=config.amp and _needs_fp16())
+    resumable = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+    state = _resume(last, model, resumable, config, fingerprint) if last.exists() else State()
+    writer = _start_log(run_dir, state) if rank == 0 else None
     sign = -1 if minimize else 1
+
     while state.epoch < config.epochs and not _stalled(state, config):
         start = time.monotonic()
-        lr = trainer.optimizer.param_groups[0]["lr"]
-        row = {"epoch": state.epoch + 1, "loss": trainer.epoch(state), "lr": lr}
+        lr = optimizer.param_groups[0]["lr"]
+        mean_loss = train_one_epoch(parallel_model, batches, loss, optimizer, scheduler, scaler, config, state)
         model.eval()
-        row |= validate(model)
-        improved = _account(state, row, time.monotonic() - start, sign, monitor)
+        row = {"epoch": state.epoch + 1, "loss": mean_loss, "lr": lr} | validate(model)
+        improved = _finish_epoch(state, row, time.monotonic() - start, sign, monitor)
         if config.schedule == "plateau":
-            trainer.scheduler.step(sign * row[monitor])
+            scheduler.step(sign * row[monitor])
         if writer:
             if improved:
+                progress = {"step": state.step, "epoch": state.epoch}
                 metric = {"name": monitor, "value": row.get(monitor)}
-                checkpoints.save(best, model.state_dict(), config=checkpoints.plain(asdict(config)), step=state.step,
-                                 epoch=state.epoch, metric=metric)  # fmt: skip
-            _report(writer, row, config.epochs, improved)
-            trainer.save(state, last)
+                checkpoints.save(best, model.state_dict(), config=config.plain(), metric=metric, **progress)
+            _log(writer, row, config.epochs, improved)
+            _save(last, model, resumable, config, fingerprint, state)
+
     if writer:
         writer.close()
-    if trainer.world > 1:
+    if world > 1:
         dist.barrier()
     checkpoints.load_weights(model, checkpoints.load(best)["weights"], best)
     model.eval()
     return state.history
 
 
-def _stalled(state: State, config: FitConfig) -> bool:
+def _stalled(state: State, config: TrainingConfig) -> bool:
     return bool(config.patience) and state.epoch - state.best_epoch >= config.patience
 
 
-def _account(state: State, row: dict[str, float], seconds: float, sign: int, monitor: str | None) -> bool:
+def _finish_epoch(state: State, row: dict[str, float], seconds: float, sign: int, monitor: str | None) -> bool:
     """Enter a finished epoch into the state; returns whether it is the best so far."""
     value = sign * row[monitor] if monitor else float(state.epoch)
     if math.isnan(value):
-        raise ValueError(f"{monitor} is NaN after epoch {row['epoch']}: no best epoch can be chosen by it")
+        raise settings.InputError(
+            f"{monitor} is NaN after epoch {row['epoch']}, so no best epoch can be chosen by it: lower lr, or look at "
+            "the validation data"
+        )
     state.epoch += 1
     state.seconds += seconds
     row["seconds"] = state.seconds
@@ -367,18 +314,52 @@ def _account(state: State, row: dict[str, float], seconds: float, sign: int, mon
     return improved
 
 
-def _scalar_writer(run_dir: Path, state: State):
+# ------------------------------------------------------------------------------------ saving, resuming
+def _save(path: Path, model, resumable: dict[str, Any], config: TrainingConfig, fingerprint: str | None, state: State):
+    """Write ``last.pth``: a checkpoint plus the state of everything that an epoch changes."""
+    parts = {name: part.state_dict() for name, part in resumable.items()}
+    weights = model.state_dict()
+    checkpoints.save(path, weights, config=config.plain(), fingerprint=fingerprint, state=asdict(state), **parts)
+
+
+def _resume(path: Path, model, resumable: dict[str, Any], config: TrainingConfig, fingerprint: str | None) -> State:
+    """Take up the run that wrote ``path``; CheckpointError if that was another one."""
+    content = checkpoints.load(path)
+    checkpoints.require_same_config(config, content, path)
+    if "state" not in content:
+        raise checkpoints.CheckpointError(f"{path} holds weights alone: move it away to start a new run")
+    began_with = content.get("fingerprint")  # runs of older versions have none
+    if fingerprint and began_with and fingerprint != began_with:
+        raise checkpoints.CheckpointError(
+            f"{path.parent} holds a run on other data: move {path.parent} away to start anew, or train on the data it "
+            "began with"
+        )
+    checkpoints.load_weights(model, content["weights"], path)
+    for group, saved in zip(resumable["optimizer"].param_groups, content["optimizer"]["param_groups"], strict=True):
+        saved["fused"] = group["fused"]  # depends on the device, which may be another one now
+    for name, part in resumable.items():
+        if content[name]:  # a scaler that was off has no state
+            part.load_state_dict(content[name])
+    return State(**content["state"])
+
+
+def _start_log(run_dir: Path, state: State):
+    """TensorBoard's writer, in a run folder without what a killed process left half-written."""
     from torch.utils.tensorboard import SummaryWriter  # slow to import, and needed by training alone
 
+    for name in ("last.pth", "best.pth"):
+        files.remove_leftovers(Path(run_dir) / name)
     return SummaryWriter(str(run_dir), purge_step=state.epoch + 1)
 
 
-def _report(writer, row: dict[str, float], epochs: int, improved: bool) -> None:
+def _log(writer, row: dict[str, float], epochs: int, improved: bool) -> None:
     for name, value in row.items():
         if name != "epoch":
             writer.add_scalar(name, value, row["epoch"])
     writer.flush()  # a kill must not lose the scalars of an epoch that will not be repeated
-    skip = ("epoch", "lr", "seconds")
-    values = "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name not in skip)
+    metrics = [f"{name} {value:.4f}" for name, value in row.items() if name not in ("epoch", "lr", "seconds")]
     mark = " *" if improved else ""
-    print(f"epoch {row['epoch']:3d}/{epochs}  lr {row['lr']:.2e}  {values}  {row['seconds']:.0f} s{mark}", flush=True)
+    print(
+        f"epoch {row['epoch']:3d}/{epochs}  lr {row['lr']:.2e}  {'  '.join(metrics)}  {row['seconds']:.0f} s{mark}",
+        flush=True,
+    )

@@ -17,7 +17,7 @@ COMMITTED = Path(records.__file__).parents[1] / "assets/results/ablations"
 
 
 @dataclass(frozen=True)
-class Config(training.FitConfig):
+class Config(training.TrainingConfig):
     REMOVED = {"wide": False}
 
     size: int = 1

@@ -74,7 +74,7 @@ def described(bench: Bench, entry: Any) -> dict:
     """What a record says was run: the base, and what was changed."""
     changed = entry if isinstance(entry, Mapping) else {"method": f"{entry.func.__name__} {entry.args[0]}"}
     plain = {key: _portable(value) for key, value in changed.items()}
-    return checkpoints.plain({"base": {k: v for k, v in asdict(bench.base).items() if k != "seed"}, "changes": plain})
+    return records.plain({"base": {k: v for k, v in asdict(bench.base).items() if k != "seed"}, "changes": plain})
 
 
 def _portable(value: Any) -> Any:
@@ -89,9 +89,9 @@ def require_same_table(bench_name: str, name: str, entry: Any, record: dict) -> 
     if not record["runs"]:
         return
     bench, base = BENCHES[bench_name], BENCHES[bench_name].base
-    measured = asdict(type(base)()) | base.known(record["base"]) | {"seed": base.seed}
+    measured = type(base)().plain() | base.current(record["base"]) | {"seed": base.seed}
     if record["changes"] != described(bench, entry)["changes"] or checkpoints.config_differences(
-        asdict(base), measured
+        base.plain(), measured
     ):
         path = records.record_path("ablations", f"{bench_name}/{name}")
         raise settings.InputError(f"{path} was measured with other settings than the table has now: delete it and run "

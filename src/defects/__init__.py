@@ -25,7 +25,7 @@ REAL = ("magnetic_tile", "mvtec", "folder", "csv")  # the data sets that profile
 
 
 @dataclass(frozen=True)
-class Config(training.FitConfig):
+class Config(training.TrainingConfig):
     """What the defects system can vary.
 
     Of the inherited settings the teacher shares those of ``of_teacher`` with the students, but not the seed: its own

@@ -21,7 +21,7 @@ HELD_OUT = 10  # every tenth image validates
 
 
 @dataclass(frozen=True)
-class TeacherConfig(training.FitConfig):
+class TeacherConfig(training.TrainingConfig):
     """All that a teacher's weights depend on, so that a teacher can be shared and recognised."""
 
     patch_size: int = 33

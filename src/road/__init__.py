@@ -25,7 +25,7 @@ REAL = ("camvid", "camvid_cyclists", "cityscapes")  # the data sets that profile
 
 
 @dataclass(frozen=True)
-class Config(training.FitConfig):
+class Config(training.TrainingConfig):
     """What the road system can vary; the three profiles are its named values."""
 
     REMOVED = {"focal_gamma": 0.0}

@@ -28,7 +28,7 @@ PRETRAINED = settings.WEIGHTS_DIR / "series" / "generated.pth"  # on generated s
 
 
 @dataclass(frozen=True)
-class Config(training.FitConfig):
+class Config(training.TrainingConfig):
     """What the series system can vary."""
 
     REMOVED = {"label_smoothing": 0.0, "mixup": 0.0, "cutout": 0.0, "noise": 0.0, "color_jitter": 0.0, "rotation": 0.0}

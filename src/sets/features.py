@@ -51,7 +51,7 @@ def extract(encoder: nn.Module, images: Images, cache: Path | None = None, batch
     return result
 
 
-def extract_mixed(encoder: nn.Module, images: Images, config: training.FitConfig, **options) -> torch.Tensor:
+def extract_mixed(encoder: nn.Module, images: Images, config: training.TrainingConfig, **options) -> torch.Tensor:
     """``extract``, with its options, in the precision of the config's training."""
     with training.autocast(config):
         return extract(encoder, images, **options)
