@@ -19,12 +19,14 @@ class Backbone:
     """A torchvision classifier: its modules from shallow to deep, by the names that torchvision gives them.
 
     ``layers``: name -> channels of its output; ``channels``: of the features that the class layer sees; ``stages``: the
-    last layer of each resolution, at 1/4, 1/8, 1/16 and 1/32 of the image's.
+    last layer of each resolution, at 1/4, 1/8, 1/16 and 1/32 of the image's; ``middle``: the layer whose features
+    describe texture and parts.
     """
 
     layers: dict[str, int]
     channels: int
     stages: tuple[str, ...] = ()
+    middle: str = "layer3"
 
 
 _RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -45,8 +47,9 @@ BACKBONES = {
         },
         1280,
         ("features.3", "features.6", "features.13", "features.17"),
+        middle="features.13",
     ),
-    "squeezenet1_0": Backbone({"features.5": 256, "features.9": 384, "features.12": 512}, 512),
+    "squeezenet1_0": Backbone({"features.5": 256, "features.9": 384, "features.12": 512}, 512, middle="features.9"),
 }
 
 
