@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from src import settings, training
-from src.sets.data import SIZE, Sampler, check
+from src.sets.config import SET_SIZE
 from src.sets.model import SetAttention, SetTransformer
+from src.sets.sampling import Sampler, check
 from tests.benchmarking import run
 
 CLASSES, BATCH, ROUNDS, WORKERS = 100, 32, 5, (0, 2)
@@ -43,8 +44,8 @@ class OneByOne(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         anchor, other = random.sample(range(CLASSES), 2)
-        chosen = random.sample(self.members[anchor], SIZE - 1)
-        position = random.randrange(SIZE)
+        chosen = random.sample(self.members[anchor], SET_SIZE - 1)
+        position = random.randrange(SET_SIZE)
         chosen.insert(position, random.choice(self.members[other]))
         return self.features[chosen], position
 
@@ -120,7 +121,7 @@ def measure(images: int, width: int, batches: int) -> dict:
         "images": images,
         "classes": CLASSES,
         "width": width,
-        "set_size": SIZE,
+        "set_size": SET_SIZE,
         "batch_size": BATCH,
         "batches": batches,
         "rounds": ROUNDS,

@@ -1,37 +1,41 @@
-"""Encoders that see images one by one, heads that see the features of a set at once, and rules that learn nothing.
+"""Encoders that see images one by one, heads that see the features of a set at once, and non-learned baselines.
 
 Every head maps features (B,N,F) of N images to logits (B,N), higher = more likely the odd one. But for ``FlatMLP``,
 none knows the order of a set: permuting the images permutes the logits (Zaheer et al., arXiv:1703.06114).
 """
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from src import checkpoints, settings
-from src.images import MEAN, STD
-
-# Backbone -> channels of its features
-BACKBONES = {
-    "resnet18": 512,
-    "resnet34": 512,
-    "resnet50": 2048,
-    "mobilenet_v2": 1280,
-    "squeezenet1_0": 512,
-    "convnet": 256,
-}
+from src import backbones, settings
+from src.backbones import MEAN, STD
+from src.sets.config import Config
 
 
 # ---------------------------------------------------------------------------------------------- encoder
 class ConvNet(nn.Sequential):
     """A small residual network for 32 x 32 pixels: (B,3,H,W) -> (B,256,1,1)."""
 
+    channels = 256
+
     def __init__(self):
         super().__init__(
-            _block(3, 32), _block(32, 64), nn.MaxPool2d(2), Residual(64),
-            _block(64, 128), nn.MaxPool2d(2), Residual(128), _block(128, 256), nn.AdaptiveMaxPool2d(1),
-        )  # fmt: skip
+            _block(3, 32),
+            _block(32, 64),
+            nn.MaxPool2d(2),
+            Residual(64),
+            _block(64, 128),
+            nn.MaxPool2d(2),
+            Residual(128),
+            _block(128, self.channels),
+            nn.AdaptiveMaxPool2d(1),
+        )
 
 
 class Residual(nn.Module):
@@ -58,10 +62,13 @@ class Encoder(nn.Module):
 
     def __init__(self, name: str, image_size: int):
         super().__init__()
-        if name not in BACKBONES:
-            raise settings.InputError(f"backbone={name!r}: expected one of {', '.join(BACKBONES)}")
-        self.name, self.image_size, self.features = name, image_size, BACKBONES[name]
-        self.network = ConvNet() if name == "convnet" else _without_classes(getattr(torchvision.models, name)())
+        self.name, self.image_size = name, image_size
+        if name == "convnet":
+            self.features, self.network = ConvNet.channels, ConvNet()
+        else:
+            backbones.check(name)
+            self.features = backbones.BACKBONES[name].channels
+            self.network = _without_class_layer(torchvision.models.get_model(name, weights=None))
         if settings.DEVICE.type == "cpu":
             for layer in self.network.modules():
                 if isinstance(layer, nn.Conv2d) and layer.groups > 1:
@@ -69,15 +76,12 @@ class Encoder(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", 255 * torch.tensor(STD)[:, None, None], persistent=False)
 
-    def load_pretrained(self, file) -> None:
+    def load_pretrained(self, file: Path | None) -> None:
         """ImageNet weights: those in ``file`` (torchvision's names), or torchvision's own."""
         if self.name == "convnet":
             raise settings.InputError("backbone=convnet has no ImageNet weights: set pretrained=none")
-        weights = torchvision.models.get_model_weights(self.name).DEFAULT
-        state = checkpoints.pretrained(weights, file)
-        whole = getattr(torchvision.models, self.name)()
-        checkpoints.load_weights(whole, state, f"{file or weights}, as {self.name},")
-        self.network.load_state_dict(_without_classes(whole).state_dict())
+        classifier, _ = backbones.pretrained(self.name, file)
+        self.network.load_state_dict(_without_class_layer(classifier).state_dict())
 
     def forward(self, pixels: torch.Tensor, augmented: bool = False) -> torch.Tensor:
         size = (self.image_size, self.image_size)
@@ -101,7 +105,7 @@ class _Depthwise(nn.Conv2d):
             return super().forward(x.float()).to(x.dtype)
 
 
-def _without_classes(network: nn.Module) -> nn.Module:
+def _without_class_layer(network: nn.Module) -> nn.Module:
     if hasattr(network, "features"):
         return network.features
     return nn.Sequential(*list(network.children())[:-2])  # a ResNet, less its pooling and class layer
@@ -138,16 +142,21 @@ class SetAttention(nn.Module):
         self.project = nn.Identity() if features == width else nn.Linear(features, width)
         self.attention = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
         self.norm = nn.LayerNorm(width)
-        self.score = nn.Sequential(nn.Linear(width, width // 2), nn.ReLU(), nn.Dropout(dropout),
-                                   nn.Linear(width // 2, 1))  # fmt: skip
+        self.score = nn.Sequential(
+            nn.Linear(width, width // 2),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(width // 2, 1),
+        )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         _expect(features, self.features, "SetAttention")
         x = self.project(features)
-        return self.score(self.norm(x + self.attention(x, x, x, need_weights=False)[0]))[..., 0]
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.score(self.norm(x))[..., 0]
 
     def attention_maps(self, features: torch.Tensor) -> torch.Tensor:
-        """Who looks at whom: (1,B,N,N), rows sum to 1, averaged over heads."""
+        """Attention of each image to each: (1,B,N,N), rows sum to 1, averaged over heads."""
         x = self.project(features)
         return self.attention(x, x, x)[1][None]
 
@@ -173,7 +182,7 @@ class SetTransformer(nn.Module):
         return self.score(x)[..., 0]
 
     def attention_maps(self, features: torch.Tensor) -> torch.Tensor:
-        """Who looks at whom in each layer: (layers,B,N,N), rows sum to 1, averaged over heads."""
+        """Attention of each image to each, by layer: (layers,B,N,N), rows sum to 1, averaged over heads."""
         x, maps = self.project(features), []
         for layer in self.layers:
             normed = layer.norm1(x)
@@ -208,8 +217,12 @@ class FlatMLP(nn.Module):
     def __init__(self, features: int, size: int, width: int, dropout: float = 0.1):
         super().__init__()
         self.features, self.size = features, size
-        self.layers = nn.Sequential(nn.Linear(size * features, width), nn.ReLU(), nn.Dropout(dropout),
-                                    nn.Linear(width, size))  # fmt: skip
+        self.layers = nn.Sequential(
+            nn.Linear(size * features, width),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, size),
+        )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         _expect(features, self.features, "FlatMLP")
@@ -218,20 +231,21 @@ class FlatMLP(nn.Module):
         return self.layers(features.flatten(1))
 
 
+# ------------------------------------------------------------------------------------------- whole model
 class SetModel(nn.Module):
     """Encoder, head, and the class layer that training end to end may lean on (``classes`` 0: none).
 
-    A head that names classes itself brings that layer.
+    ``ClassPosterior`` brings that layer itself.
     """
 
     def __init__(self, encoder: Encoder, head: nn.Module, classes: int = 0):
         super().__init__()
         self.encoder, self.head = encoder, head
-        own = isinstance(head, ClassPosterior)
-        self.classifier = nn.Linear(encoder.features, classes) if classes and not own else None
+        needs_layer = classes and not isinstance(head, ClassPosterior)
+        self.classifier = nn.Linear(encoder.features, classes) if needs_layer else None
 
     def class_layer(self) -> nn.Linear | None:
-        """Features -> class logits, if anything here names classes."""
+        """Features -> class logits, if the model has such a layer."""
         return getattr(self.head, "classifier", self.classifier)
 
     def forward(self, pixels: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -243,7 +257,27 @@ class SetModel(nn.Module):
         return self.head(features[indices]), layer(features) if layer else None
 
 
-# ---------------------------------------------------------------------------- rules that learn nothing
+def build_model(config: Config, extras: Mapping[str, Any] | None = None) -> SetModel:
+    """Encoder and head, randomly initialised from the config's seed; the class layer is for ``extras["classes"]``."""
+    settings.seed_everything(config.seed)
+    classes = len((extras or {}).get("classes", ()))
+    encoder = Encoder(config.backbone, config.image_size)
+    head = build_head(config, encoder.features, classes)
+    return SetModel(encoder, head, classes if config.class_weight else 0)
+
+
+def build_head(config: Config, features: int, classes: int) -> nn.Module:
+    """The config's head for features of that many channels; ``classes`` for the one that needs them."""
+    if config.head == "posterior":
+        return ClassPosterior(features, classes)
+    if config.head == "mlp":
+        return FlatMLP(features, config.set_size, config.width, config.dropout)
+    if config.head == "attention":
+        return SetAttention(features, config.width, config.heads, config.dropout)
+    return SetTransformer(features, config.width, config.layers, config.heads, config.dropout)
+
+
+# ---------------------------------------------------------------------------------- non-learned baselines
 def distance_to_mean(features: torch.Tensor) -> torch.Tensor:
     """Euclidean distance to the mean of the set: features (B,N,F) -> scores (B,N)."""
     return (features - features.mean(1, keepdim=True)).norm(dim=2)
@@ -254,3 +288,16 @@ def leave_one_out_cosine(features: torch.Tensor) -> torch.Tensor:
     unit = F.normalize(features, dim=2)
     to_all = (unit @ unit.sum(1)[..., None])[..., 0]
     return 1 - (to_all - 1) / (features.shape[1] - 1)
+
+
+def random_scores(features: torch.Tensor) -> torch.Tensor:
+    """Scores (B,N) that know nothing of the features (B,N,F); the same at each call."""
+    generator = torch.Generator(features.device).manual_seed(0)
+    return torch.rand(features.shape[:2], generator=generator, device=features.device)
+
+
+BASELINES = {
+    "distance_to_mean": distance_to_mean,
+    "leave_one_out_cosine": leave_one_out_cosine,
+    "random": random_scores,
+}
