@@ -37,7 +37,7 @@ def test_numbers_are_those_of_the_records(source):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ("road/one:images", "road/two:images", r"two\.json is missing"),
         ("images|", "pictures|", "no entry 'pictures'"),
@@ -45,9 +45,9 @@ def test_numbers_are_those_of_the_records(source):
         ('title = "A"', 'title = ""', "experiment 1 lacks title"),
     ],
 )
-def test_what_is_missing_is_named(source, old, new, told):
+def test_what_is_missing_is_named(source, old, new, message):
     source.write_text(ENTRY.replace(old, new))
-    with pytest.raises(settings.InputError, match=told):
+    with pytest.raises(settings.InputError, match=message):
         experiments.render(source)
 
 

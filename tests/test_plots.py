@@ -1,5 +1,8 @@
 """The shared figures show what they are given, in the figure style, and are closed once written."""
 
+import base64
+import io
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -7,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
 from src import plots, settings
@@ -38,6 +42,34 @@ def test_save_writes_a_png_and_closes_the_figure(tmp_path, monkeypatch):
     with Image.open(path) as image:
         assert image.format == "PNG" and 600 < image.width < 1200
     assert not plt.get_fignums()
+
+
+@pytest.fixture
+def shown(tmp_path, monkeypatch) -> list[tuple[dict, dict]]:
+    """(data, metadata) of all that a notebook would show, filled as it is shown."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    shell, outputs = InteractiveShell.instance(), []
+    monkeypatch.setattr(shell.display_pub, "publish", lambda data, metadata, **_: outputs.append((data, metadata)))
+    yield outputs
+    InteractiveShell.clear_instance()
+
+
+def test_a_figure_is_shown_once_with_its_text(shown):
+    figure = plots.bars({"a": 1.0}, "score")
+    plots.show(figure, alt="One bar.")
+    ((data, metadata),) = shown
+    assert metadata["image/png"] == {"alt": "One bar."}
+    with Image.open(io.BytesIO(base64.b64decode(data["image/png"]))) as image:
+        assert image.width == pytest.approx(plots.WIDTH * figure.dpi, rel=0.1)
+    assert not plt.get_fignums()
+
+
+def test_a_file_is_shown_with_its_text(shown, tmp_path):
+    Image.new("RGB", (3, 2)).save(tmp_path / "a.png")
+    plots.show_file(tmp_path / "a.png", alt="Black.")
+    ((data, metadata),) = shown
+    assert base64.b64decode(data["image/png"]) == (tmp_path / "a.png").read_bytes()
+    assert metadata["image/png"] == {"alt": "Black."}
 
 
 def test_image_grid():
