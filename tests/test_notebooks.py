@@ -36,6 +36,16 @@ def has_image(cell) -> bool:
     return any(kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {}))
 
 
+def alt_texts(cell) -> list[str]:
+    """The alt text of each picture that a cell shows, "" where it has none."""
+    return [
+        output.get("metadata", {}).get(kind, {}).get("alt", "")
+        for output in cell.outputs
+        for kind in output.get("data", {})
+        if kind.startswith("image/")
+    ]
+
+
 def execution_problems(notebook) -> list[str]:
     """Not run top to bottom, or with errors, warnings or widgets among the outputs."""
     counts = [cell.execution_count for cell in code_cells(notebook)]
@@ -68,8 +78,8 @@ def thinness_problems(notebook) -> list[str]:
 
 
 def figure_problems(notebook) -> list[str]:
-    """Figures without a caption (a Markdown cell that starts with ``*Figure``), captions without a figure, and plots
-    that do not end with ``plt.show()``; a cell that ends by displaying a picture file needs none."""
+    """Figures without a caption (a Markdown cell that starts with ``*Figure``), captions without a figure, pictures
+    without alt text, and cells that do not end by showing their picture."""
     problems = []
     for cell, before in zip(notebook.cells[1:], notebook.cells, strict=False):
         if cell.source.startswith("*Figure") and (before.cell_type != "code" or not has_image(before)):
@@ -79,8 +89,10 @@ def figure_problems(notebook) -> list[str]:
             continue
         if following is None or following.cell_type != "markdown" or not following.source.startswith("*Figure"):
             problems.append(f"cell {cell.execution_count}: no caption follows its figure")
-        if not re.match(r"(plt\.show\(\)|(display|Image)\()", ast.unparse(tree(cell).body[-1])):
-            problems.append(f"cell {cell.execution_count}: its plot does not end with plt.show()")
+        if not re.match(r"plots\.show(_file)?\(", ast.unparse(tree(cell).body[-1])):
+            problems.append(f"cell {cell.execution_count}: its plot does not end with plots.show()")
+        if any(not alt for alt in alt_texts(cell)):
+            problems.append(f"cell {cell.execution_count}: a picture has no alt text")
     return problems
 
 
@@ -148,6 +160,7 @@ def test_set_up_cell_is_the_same_everywhere():
 def sample():
     """A notebook without a fault."""
     image = new_output("display_data", {"image/png": "/tmp/abc+/mnt/==", "text/plain": "<Figure size 9x3>"})
+    image.metadata = {"image/png": {"alt": "a line"}}
     cells = [
         new_markdown_cell("# Title\n\nStudent ID: · Full name: · Institutional e-mail:"),
         new_code_cell("%matplotlib inline\nimport os", metadata={"tags": ["setup"]}),
@@ -155,9 +168,9 @@ def sample():
         new_code_cell(
             "def f(x):\n" + "    x += 1\n" * 4 + "    return x\n", outputs=[new_output("stream", text="a/tmp")]
         ),
-        new_code_cell("plt.plot([1])\nplt.show()", outputs=[image]),
+        new_code_cell("figure = draw()\nplots.show(figure, alt='a line')", outputs=[image]),
         new_markdown_cell("*Figure 1. A line.*"),
-        new_code_cell("display(Image('assets/figures/road/curves.png'))", outputs=[image]),
+        new_code_cell("plots.show_file('curves.png', alt='curves')", outputs=[image]),
         new_markdown_cell("*Figure 2. A picture.*"),
     ]
     for count, cell in enumerate((cell for cell in cells if cell.cell_type == "code"), 1):
@@ -186,7 +199,8 @@ FAULTS = {
     "no caption follows": lambda n: n.cells[5].update(source="A line."),
     "cell 5: no caption follows": lambda n: n.cells.pop(),
     "no figure stands above *Figure": lambda n: n.cells[4].update(outputs=[]),
-    "does not end with plt.show()": lambda n: n.cells[4].update(source="plt.show()\nplt.plot([1])"),
+    "does not end with plots.show()": lambda n: n.cells[4].update(source="plots.show(figure)\ndraw()"),
+    "a picture has no alt text": lambda n: n.cells[4].outputs[0].update(metadata={}),
     "the first cell is no title": lambda n: n.cells[0].update(source="## Student ID Full name Institutional e-mail"),
     "no field 'Full name'": lambda n: n.cells[0].update(source="# Title"),
     "0 cells are tagged 'setup'": lambda n: n.cells[1].metadata.update(tags=[]),
