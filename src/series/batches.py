@@ -1,4 +1,4 @@
-"""What a training step sees, and what it is told: batches of plots, and the loss on one."""
+"""What a training step sees: batches of plots, flipped at random, and the loss on one."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -7,16 +7,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from src import training
-from src.series.data import Labelled
-from src.series.evaluation import places
+from src.labelled import Labelled
+from src.series.config import Config
+from src.series.evaluation import event_columns
 from src.series.model import flip
 
 
 class Batches:
-    """Shuffled batches {items, labels, where} of ``draw(epoch)``, this process's share of each."""
+    """Shuffled batches {items, labels, events} of ``plots_of(epoch)``, this process's share of each.
 
-    def __init__(self, draw: Callable[[int], Labelled], plots: int, config):
-        self.draw, self.order = draw, training.Order(plots, config)
+    ``events`` float32 (B,w): which columns hold recorded events, see `event_columns`.
+    """
+
+    def __init__(self, plots_of: Callable[[int], Labelled], count: int, config: Config):
+        self.plots_of, self.order = plots_of, training.Order(count, config)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch (from 0) whose plots and order the next iteration gives."""
@@ -25,36 +29,36 @@ class Batches:
     def __len__(self) -> int:
         return len(self.order)
 
-    def __iter__(self) -> Iterator[dict]:
-        found = self.draw(self.order.epoch)
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        plots = self.plots_of(self.order.epoch)
         for keys in self.order:
             chosen = [index for _, index in keys]
-            known = [found.known[k] for k in chosen] if found.known else [{"events": ()}] * len(chosen)
-            yield {"items": found.items[chosen], "labels": found.labels[chosen], "where": places(known)}
+            known = [plots.known[k] for k in chosen] if plots.known else [{"events": ()}] * len(chosen)
+            yield {"items": plots.items[chosen], "labels": plots.labels[chosen], "events": event_columns(known)}
 
 
-def flip_some(items: torch.Tensor, where: torch.Tensor, flips: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Items of a batch, traces (B,2,W) or pictures uint8 (B,3,H,W), each flipped or not, which changes no class.
+def flip_some(items: torch.Tensor, events: torch.Tensor, flips: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Items of a batch, envelopes (B,2,W) or pictures uint8 (B,3,H,W), each flipped or not, which changes no class.
 
-    ``where`` (B,w), what is known of their events along time, runs backwards where the item does. Draws from torch's
-    own generator, which ``training.fit`` seeds for each epoch and process.
+    ``events`` (B,w) along time run backwards where the item does. Draws from torch's own generator, which
+    ``training.fit`` seeds for each epoch and process.
     """
     for name in flips:
         coins = torch.rand(len(items), device=items.device) < 0.5
         items = torch.where(coins.reshape(-1, *[1] * (items.ndim - 1)), flip(items, name), items)
         if name == "horizontal":
-            where = torch.where(coins[:, None], where.flip(1), where)
-    return items, where
+            events = torch.where(coins[:, None], events.flip(1), events)
+    return items, events
 
 
-def loss(net: nn.Module, batch: dict, config) -> torch.Tensor:
+def loss(net: nn.Module, batch: dict[str, torch.Tensor], config: Config) -> torch.Tensor:
     """Cross-entropy of flipped items.
 
     Where events are known, plus the weighted cross-entropy of the network's attention with their places.
     """
-    items, where = flip_some(batch["items"], batch["where"], config.flips)
-    logits, looks = net(items)
+    items, events = flip_some(batch["items"], batch["events"], config.flips)
+    logits, log_attention = net(items)
     total = F.cross_entropy(logits.float(), batch["labels"])
-    if looks is None or not config.activation_weight:
+    if log_attention is None or not config.activation_weight:
         return total
-    return total - config.activation_weight * (where * looks).sum(1).mean()
+    return total - config.activation_weight * (events * log_attention).sum(1).mean()

@@ -1,14 +1,10 @@
-"""Series as plots and as numbers: class folders of plots and CSV files, the generator's own, and their folds."""
+"""Series as the networks see them: class folders of plots and CSV files, the generator's own, and their folds."""
 
-import csv
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
-from itertools import islice, product
-from multiprocessing import get_context
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -19,88 +15,136 @@ from tqdm import tqdm
 
 from src import settings
 from src.images import SUFFIXES, DataError, read_image, split_files
-from src.series import envelope
-from src.synthetic.time_series import CLASSES, describe, generate
+from src.labelled import Labelled
+from src.series import envelope, generated
+from src.series.config import ENVELOPE, FOLDERS, GENERATED, Config
+from src.series.csv_files import read_csv
+from src.synthetic import series_plots, series_raster
+from src.synthetic.time_series import CLASSES
 
-LONGEST = 1_000_000  # samples of a series
-LARGEST = 1e100  # absolute value of a sample
-RESOLUTION = 1e-12  # least range of a series, as a share of its largest absolute value
-COLUMNS = ("data", "value")  # of a CSV file, in order of preference
+DRAWN = 500  # series of each class in a split of the data set ``generated``
+ItemMakers = tuple[Callable, Callable]  # (of a plot's pixels and its path, of a series' values) -> item
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """Plots or series with their classes.
+def default_root(dataset: str) -> Path:
+    """Where a data set lies unless it is said."""
+    return settings.DATA_DIR / FOLDERS.get(dataset, dataset)
 
-    ``items``: what a view makes of plots or series (N,...); ``labels`` int64 (N,), indices into ``classes``; ``names``
-    (N,), such as ``volatility/012.png``; ``known``: what the generator knows of each (`generate.describe`), where the
-    series come straight from there.
+
+def class_names(config: Config) -> tuple[str, ...]:
+    """The classes that the labels of a config count."""
+    return config.classes or CLASSES
+
+
+# --------------------------------------------------------------------------------------------- splits
+def datasets(
+    config: Config, root: Path | None = None, splits: Sequence[str] = ("train", "val", "test")
+) -> dict[str, Labelled]:
+    """split asked for -> plots as the network's items; val is a fold of train where there is none on disk."""
+    root = root or default_root(config.dataset)
+    parts = {split: read_split(config, root, split) for split in splits if has_split(config, root, split)}
+    if "train" in splits and "train" not in parts:
+        raise DataError(f"{root} has no train/<class> folders of plots or CSV (mini: python -m src series data)")
+    if "train" in parts and not has_split(config, root, "val"):
+        plots = parts["train"]
+        fold = folds(plots.labels, config.folds, config.seed)
+        for split, is_chosen in (("train", fold != 0), ("val", fold == 0)):
+            parts[split] = plots.subset(torch.where(is_chosen)[0])
+    return parts
+
+
+def has_split(config: Config, root: Path, split: str) -> bool:
+    """Whether a split is there by itself: a folder of its own, or the generator's."""
+    return config.dataset == GENERATED or (root / split).is_dir()
+
+
+def folder_of(config: Config, root: Path, split: str) -> str:
+    """The folder that a split lies in: its own, but train for a validation split that is a fold of it."""
+    has_train = config.cross_validate or has_split(config, root, "train")
+    return "train" if split == "val" and has_train and not has_split(config, root, "val") else split
+
+
+def read_split(config: Config, root: Path, split: str) -> Labelled:
+    """The series of a split on disk, or (data set ``generated``) as many drawn for it alone.
+
+    Labelled by the config's classes, of which a folder may lack some but (unless they are chosen) bring no other.
     """
+    makers, classes = item_makers(config), class_names(config)
+    if config.dataset == GENERATED:
+        return generated.draw_series(makers[1], generated.epoch_numbers(DRAWN), classes, config.seed, split)
+    plots = read_folder(root, split, makers, config.classes)
+    unknown = sorted(set(plots.classes) - set(classes))
+    if unknown:
+        raise settings.InputError(
+            f"{root} holds classes that are not known: {', '.join(unknown)}; known are {', '.join(classes)}; "
+            "to train on others, name them: classes=..."
+        )
+    numbers = torch.tensor([classes.index(name) for name in plots.classes])
+    return replace(plots, labels=numbers[plots.labels], classes=classes)
 
-    items: torch.Tensor
-    labels: torch.Tensor
-    classes: tuple[str, ...]
-    names: tuple[str, ...]
-    known: tuple[dict, ...] = ()
 
-    def __len__(self) -> int:
-        return len(self.labels)
+def distribution(config: Config, root: Path) -> dict[str, dict[str, int]]:
+    """split -> class -> number of its series."""
+    splits = ["train", *(split for split in ("val", "test") if has_split(config, root, split))]
+    return {split: dict(Counter(file.parent.name for file in files(root, split))) for split in splits}
 
-    def subset(self, chosen: torch.Tensor) -> "Labelled":
-        """Some of them, by int64 index, with the same classes."""
-        names, known = (tuple(part[i] for i in chosen) if part else () for part in (self.names, self.known))
-        return Labelled(self.items[chosen], self.labels[chosen], self.classes, names, known)
+
+def write_mini(root: Path) -> None:
+    """Write the synthetic data set: plots, the same series as CSV, and what the generator knows of them."""
+    series_plots.write_dataset(root)
 
 
 # ---------------------------------------------------------------------------------------------- files
-def has_split(root: Path, split: str) -> bool:
-    """Whether a folder has one of its own for the split."""
-    return (root / split).is_dir()
-
-
 def files(root: Path, split: str, classes: Sequence[str] = ()) -> list[Path]:
     """The series of a split, class after class, sorted or as ``classes`` are; see `images.split_files`.
 
     Plots, and CSV files that have no plot of their name beside them. Raises InputError for a class that has none.
     """
-    found = {name: _once(own) for name, own in split_files(root, split, (*SUFFIXES, ".csv")).items()}
-    if missing := [name for name in classes if name not in found]:
-        raise settings.InputError(f"{root} has no class {', '.join(missing)}; there are {', '.join(found)}")
-    return [file for name in classes or found for file in found[name]]
+    by_class = split_files(root, split, (*SUFFIXES, ".csv"))
+    missing = [name for name in classes if name not in by_class]
+    if missing:
+        raise settings.InputError(f"{root} has no class {', '.join(missing)}; there are {', '.join(by_class)}")
+    return [file for name in classes or by_class for file in _once(by_class[name])]
 
 
-def _once(found: list[Path]) -> list[Path]:
-    plotted = {file.stem for file in found if file.suffix.lower() != ".csv"}
-    return [file for file in found if file.suffix.lower() != ".csv" or file.stem not in plotted]
-
-
-def counts(root: Path, split: str) -> dict[str, int]:
-    """class -> number of series in a split."""
-    return dict(Counter(file.parent.name for file in files(root, split)))
+def _once(paths: list[Path]) -> list[Path]:
+    plotted = {path.stem for path in paths if path.suffix.lower() != ".csv"}
+    return [path for path in paths if path.suffix.lower() != ".csv" or path.stem not in plotted]
 
 
 def metadata(root: Path, names: Sequence[str], split: str) -> list[dict]:
-    """What the generator knows of each plot or series named, as `generate.describe` has it; [] for the works of others.
+    """What the generator knows of each plot or series named, as `time_series.describe` has it; [] for others' plots.
 
-    Raises DataError for a root/metadata.json that does not hold a name, or is of others.
+    Raises DataError for a root/metadata.json that does not hold a name, or that the generator did not write.
     """
     path = root / "metadata.json"
     if not path.is_file():
         return []
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["series"]
-    except (ValueError, KeyError, TypeError) as error:
+        known = {
+            name: {**row, "length": int(row["length"]), "events": list(row["events"])} for name, row in rows.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not what is written beside generated plots: move it elsewhere") from error
     stems = [f"{split}/{Path(name).with_suffix('').as_posix()}" for name in names]
-    unknown = [stem for stem in stems if stem not in rows]
+    unknown = [stem for stem in stems if stem not in known]
     if unknown:
         raise DataError(f"{path} knows nothing of {unknown[0]}: remove what does not belong to the data set")
-    return [rows[stem] for stem in stems]
+    return [known[stem] for stem in stems]
 
 
 # ---------------------------------------------------------------------------------------------- items
+def item_makers(config: Config) -> ItemMakers:
+    """What makes the item that the config's network sees, of a plot and of the numbers of a series."""
+    if config.backbone == ENVELOPE:
+        return envelope.of_plot, envelope.of_series
+    form = {"size": config.size, "axes": config.axes}
+    return partial(picture, **form), partial(series_raster.picture, **form)
+
+
 def picture(image: np.ndarray, place: str, size: tuple[int, int] = (120, 160), axes: bool = True) -> np.ndarray:
-    """A view of plots: uint8 (H,W,3) reduced to (3,H,W) of ``size`` = (H,W) by area averaging.
+    """A plot uint8 (H,W,3) reduced to (3,H,W) of ``size`` = (H,W) by area averaging.
 
     ``axes=False``: the line alone, on white; raises DataError naming the ``place`` where there is none.
     """
@@ -108,132 +152,41 @@ def picture(image: np.ndarray, place: str, size: tuple[int, int] = (120, 160), a
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BOX)).transpose(2, 0, 1)
 
 
-def read_item(path: Path, view: tuple[Callable, Callable]) -> np.ndarray:
-    """What a network sees of a file: ``view`` holds what makes it of a plot, and what makes it of numbers.
+def read_item(path: Path, makers: ItemMakers) -> np.ndarray:
+    """The item of a plot or CSV file: uint8 (3,H,W) of `picture`, or float16 (2,W) of `envelope`.
 
-    Of a plot by ``(image uint8 (H,W,3), place)``, such as `picture` (uint8 (3,H,W)) and `envelope.of_plot` (float16
-    (2,W)); of a CSV file by ``(values (n,))``, such as `raster.picture` and `envelope.of_series`. Raises DataError naming
-    a file that cannot be read, or shows nothing that can be used.
+    Raises DataError naming a file that cannot be read, or shows nothing that can be used.
     """
-    of_plot, of_series = view
+    of_plot, of_series = makers
     if path.suffix.lower() == ".csv":
         return of_series(read_csv(path))
     return of_plot(read_image(path), str(path))
 
 
-def read_series(root: Path, split: str, view: tuple[Callable, Callable], classes: Sequence[str] = ()) -> Labelled:
+def read_folder(root: Path, split: str, makers: ItemMakers, classes: Sequence[str] = ()) -> Labelled:
     """One split of a folder of class folders; see `files` and `read_item` for what is read, how, and what is raised."""
     paths = files(root, split, classes)
     with ThreadPool() as pool:
-        seen = pool.imap(partial(read_item, view=view), paths, 8)
-        items = torch.from_numpy(np.stack(list(tqdm(seen, "reading", len(paths), leave=False, disable=None))))
-    found = list(dict.fromkeys(path.parent.name for path in paths))
-    labels = torch.tensor([found.index(path.parent.name) for path in paths])
-    return Labelled(items, labels, tuple(found), tuple(f"{path.parent.name}/{path.name}" for path in paths))
-
-
-# --------------------------------------------------------------------------------------------- numbers
-def check(values: np.ndarray, place: str) -> np.ndarray:
-    """The values (n,) of a series, if they can be plotted and classified; else DataError with the place."""
-    if not len(values):
-        raise DataError(f"{place} is empty: a series has two samples or more")
-    if len(values) > LONGEST or abs(values[np.isfinite(values)]).max(initial=0) > LARGEST:
-        raise DataError(f"{place} is huge: thin it out to {LONGEST:,} samples at most, and scale it below {LARGEST:g}")
-    if not np.isfinite(values).all():
-        first = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise DataError(f"{place} holds {values[first]} at sample {first}: fill in or remove what is missing")
-    if values.max() - values.min() <= RESOLUTION * abs(values).max():
-        raise DataError(f"{place} is constant ({values[0]:g}): nothing can be told from it")
-    return values
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _column(header: list[str], first: list[str], path: Path) -> int:
-    """The column of the values: data, else value, else the first that holds a number."""
-    names = [name.strip().lower() for name in header]
-    for name in COLUMNS:
-        if name in names:
-            return names.index(name)
-    numeric = [index for index, cell in enumerate(first) if _is_number(cell)]
-    if not numeric:
-        raise DataError(f"{path} has no column of numbers in its first row of data {first}: separate them by commas")
-    return numeric[0]
-
-
-def _number(row: list[str], column: int, place: str) -> float:
-    cell = row[column].strip() if column < len(row) else ""
-    if not cell:
-        return math.nan
-    if not _is_number(cell):
-        raise DataError(f"{place}: {cell!r} is not a number; correct it")
-    return float(cell)
-
-
-def read_csv(path: Path | str) -> np.ndarray:
-    """The values float64 (n,) of a series: the column ``data`` of a CSV file, else ``value``, else the first numeric.
-
-    The first row may be a header; blank lines are passed over, cells left blank are missing. Raises DataError naming
-    the file where it is no such table, or empty, constant, huge or with values missing.
-    """
-    path = Path(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            rows = [(reader.line_num, row) for row in islice(filter(None, reader), LONGEST + 2)]
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no table in CSV and UTF-8 ({error}): correct the path or the file") from error
-    header = rows.pop(0)[1] if rows and not any(map(_is_number, rows[0][1])) else []
-    column = _column(header, rows[0][1], path) if rows else 0
-    return check(np.array([_number(row, column, f"{path}, line {line}") for line, row in rows]), str(path))
-
-
-# ------------------------------------------------------------------------------------------- generated
-FIRST_STREAMED = 1_000_000  # series from this number on are in no data set on disk
-CHUNK = 100  # series that a process draws at a time
-
-
-def _drawn(task: tuple[str, range], view: Callable, split: str, seed: int) -> tuple[np.ndarray, list[dict]]:
-    label, numbers = task
-    series = [generate(label, number, split, seed) for number in numbers]
-    return np.stack([view(one.values) for one in series]), [describe(one) for one in series]
-
-
-def pool(view: Callable, count: int, classes: Sequence[str] = CLASSES, first: int = FIRST_STREAMED,
-         seed: int = settings.SEED, split: str = "train", workers: int | None = None) -> Labelled:  # fmt: skip
-    """Series straight from the generator, ``count`` of each class from number ``first`` on, class after class.
-
-    ``view(values (n,))`` makes an item of a series, as `envelope.of_series` or `raster.picture` do; with more workers
-    than one (None: one a core) it must be importable. What is drawn does not depend on the workers.
-    """
-    parts = [range(start, min(start + CHUNK, first + count)) for start in range(first, first + count, CHUNK)]
-    tasks, draw = list(product(classes, parts)), partial(_drawn, view=view, split=split, seed=seed)
-    make_pool = ThreadPool if workers == 1 else get_context("spawn").Pool
-    with make_pool(workers) as processes:
-        drawn = list(tqdm(processes.imap(draw, tasks), "series", len(tasks), leave=False, disable=None))
-    items = torch.from_numpy(np.concatenate([items for items, _ in drawn]))
-    names = tuple(f"{label}/{number}" for label, part in tasks for number in part)
-    labels = torch.arange(len(classes)).repeat_interleave(count)
-    return Labelled(items, labels, tuple(classes), names, tuple(row for _, rows in drawn for row in rows))
+        items = pool.imap(partial(read_item, makers=makers), paths, 8)
+        items = np.stack(list(tqdm(items, "reading", len(paths), leave=False, disable=None)))
+    present = tuple(dict.fromkeys(path.parent.name for path in paths))
+    labels = torch.tensor([present.index(path.parent.name) for path in paths])
+    names = tuple(f"{path.parent.name}/{path.name}" for path in paths)
+    return Labelled(torch.from_numpy(items), labels, present, names)
 
 
 # ----------------------------------------------------------------------------------------------- folds
 def folds(labels: torch.Tensor, count: int, seed: int = settings.SEED) -> torch.Tensor:
-    """The fold of each item, int64 (N,) in 0..count-1: every class, and the whole, is shared out within one.
+    """The fold of each item, int64 (N,) in 0..count-1: each class, and all together, are shared out to within one.
 
-    Raises InputError for fewer than two folds, or more than the smallest class has items.
+    Committed weights depend on this draw. Raises InputError for fewer than two folds, or more than the smallest class
+    has items.
     """
     smallest = int(labels.unique(return_counts=True)[1].min())
     if not 2 <= count <= smallest:
         raise settings.InputError(f"folds={count}: choose from 2 to {smallest}, the size of the smallest class")
-    generator, fold = torch.Generator().manual_seed(seed), torch.empty_like(labels)
-    shuffled = torch.randperm(len(labels), generator=generator)
+    fold = torch.empty_like(labels)
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     fold[by_class] = torch.arange(len(labels)) % count
     return fold

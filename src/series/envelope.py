@@ -1,6 +1,6 @@
-"""Traces: a plot of a function without loss in one dimension, the interval that its line covers in each column.
+"""Line envelopes: the top and bottom edge of a plot's line in each column, read off pixels or computed from numbers.
 
-A trace has 1 where the line is highest and 0 where it is lowest, whatever the axes; it begins and ends with the line.
+An envelope is 1 where the line is highest, 0 where it is lowest, whatever the axes; it begins and ends with the line.
 """
 
 import numpy as np
@@ -18,22 +18,29 @@ COVERED = 0.416  # least share of a pixel under the line that counts as ink
 FEWEST = 50  # columns of a plot that hold a line
 
 
-def _cover(image: np.ndarray, place: str) -> np.ndarray:
-    """How much of each pixel the line covers: float32 (H,W) in 0..1, of a plot uint8 (H,W,3).
+def of_plot(image: np.ndarray, place: str) -> np.ndarray:
+    """The envelope float16 (2,WIDTH) of a plot uint8 (H,W,3): top and bottom edge of the line, from left to right.
 
-    The line is the only colour, above and right of the axes: the darkest column at the left and row in the lower half.
-    Raises DataError naming the place where too little of it is found.
+    Columns without ink, as in a dashed line, are interpolated. Raises DataError naming the place where there is no
+    line of the plots' blue between axes.
     """
-    h, w, _ = image.shape
-    red, green, blue = (image[..., channel] for channel in range(3))
-    dark = (red < 90) & (green < 90) & (blue < 90)  # image.max(2) would take most of the time to read a plot
-    left, bottom = dark[:, : w // 3 + 1].sum(0).argmax(), h // 2 + dark[h // 2 :].sum(1).argmax()
-    cover = ((blue - red.astype(np.float32)) / (BLUE[2] - BLUE[0])).clip(0, 1)
-    cover[bottom:] = cover[:, : left + 1] = 0
-    if (cover > COVERED).any(0).sum() < FEWEST:
-        raise DataError(f"{place} has no blue line (#1f77b4) on light ground above and right of dark axes: draw it as "
-                        "the plots of this data set are, or give the numbers themselves as CSV")  # fmt: skip
-    return cover
+    ink = _cover(image, place) > COVERED
+    columns = np.flatnonzero(ink.any(0))
+    top = len(ink) - ink[:, columns].argmax(0)
+    bottom = ink[::-1, columns].argmax(0)
+    middles = columns[0] + _columns(columns[-1] - columns[0] + 1)
+    return _scaled(np.interp(middles, columns, top), np.interp(middles, columns, bottom))
+
+
+def of_series(values: np.ndarray) -> np.ndarray:
+    """The envelope float16 (2,WIDTH) that `of_plot` reads off the plot of a series (n,), straight from the numbers."""
+    y = (values - values.min()) * (RISE / (values.max() - values.min()))
+    _, top, bottom = stroke(np.linspace(1, 1 + SPAN, len(values)), y)
+    middles = _columns(len(top)).clip(1, len(top) - 2)
+    around = np.stack([middles - 1, middles, middles + 1])  # nearly a pixel
+    lowest, bottom, _ = np.sort(bottom[around], 0)
+    _, top, highest = np.sort(top[around], 0)
+    return _scaled(np.rint(top + RAGGED * (highest - top)), np.rint(bottom + RAGGED * (lowest - bottom)))
 
 
 def line_alone(image: np.ndarray, place: str) -> np.ndarray:
@@ -41,36 +48,33 @@ def line_alone(image: np.ndarray, place: str) -> np.ndarray:
     return np.uint8(255.5 - _cover(image, place)[..., None] * (255 - np.array(BLUE)))
 
 
+def _cover(image: np.ndarray, place: str) -> np.ndarray:
+    """How much of each pixel the line covers: float32 (H,W) in 0..1, of a plot uint8 (H,W,3).
+
+    The line is the only colour, above and right of the axes: the darkest column at the left and row in the lower half.
+    """
+    height, width, _ = image.shape
+    red, green, blue = (image[..., channel] for channel in range(3))
+    dark = (red < 90) & (green < 90) & (blue < 90)  # image.max(2) would take most of the time to read a plot
+    left = dark[:, : width // 3 + 1].sum(0).argmax()
+    bottom = height // 2 + dark[height // 2 :].sum(1).argmax()
+    cover = ((blue - red.astype(np.float32)) / (BLUE[2] - BLUE[0])).clip(0, 1)
+    cover[bottom:] = 0
+    cover[:, : left + 1] = 0
+    if (cover > COVERED).any(0).sum() < FEWEST:
+        raise DataError(
+            f"{place} has no blue line (#1f77b4) on light ground above and right of dark axes: draw it as the plots of "
+            "this data set are, or give the numbers themselves as CSV"
+        )
+    return cover
+
+
 def _columns(count: int) -> np.ndarray:
-    """Which of ``count`` columns lies at the middle of each column of a trace: int64 (WIDTH,)."""
+    """Which of ``count`` columns lies at the middle of each column of an envelope: int64 (WIDTH,)."""
     return ((np.arange(WIDTH) + 0.5) * count / WIDTH).astype(int)
 
 
-def _scaled(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
+def _scaled(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     """Edges (WIDTH,) in the unit and direction of y -> float16 (2,WIDTH) from 0 to 1."""
-    lowest = lower.min()
-    return np.float16((np.stack([upper, lower]) - lowest) / (upper.max() - lowest))
-
-
-def of_plot(image: np.ndarray, place: str) -> np.ndarray:
-    """The trace float16 (2,WIDTH) of a plot uint8 (H,W,3): upper and lower edge of the line, from left to right.
-
-    Columns without ink, as in a dashed line, are interpolated. Raises DataError naming the place where there is no
-    line of the plots' blue between axes.
-    """
-    ink = _cover(image, place) > COVERED
-    columns = np.flatnonzero(ink.any(0))
-    edges = len(ink) - ink[:, columns].argmax(0), ink[::-1, columns].argmax(0)
-    column = columns[0] + _columns(columns[-1] - columns[0] + 1)
-    return _scaled(*(np.interp(column, columns, edge) for edge in edges))
-
-
-def of_series(values: np.ndarray) -> np.ndarray:
-    """The trace float16 (2,WIDTH) that `of_plot` finds in the plot of a series (n,), straight from the numbers."""
-    y = (values - values.min()) * (RISE / (values.max() - values.min()))
-    _, upper, lower = stroke(np.linspace(1, 1 + SPAN, len(values)), y)
-    middle = _columns(len(upper)).clip(1, len(upper) - 2)
-    around = np.stack([middle - 1, middle, middle + 1])  # nearly a pixel
-    lowest, lower, _ = np.sort(lower[around], 0)
-    _, upper, uppermost = np.sort(upper[around], 0)
-    return _scaled(np.rint(upper + RAGGED * (uppermost - upper)), np.rint(lower + RAGGED * (lowest - lower)))
+    lowest = bottom.min()
+    return np.float16((np.stack([top, bottom]) - lowest) / (top.max() - lowest))

@@ -14,11 +14,6 @@ from typing import Self
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.signal import lfilter
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from src import settings
@@ -59,14 +54,14 @@ def random_kernels(values: np.ndarray, seed: int = 0) -> np.ndarray:
     features of series of different lengths compare.
     """
     weights, biases = _kernels(seed)
-    found = []
+    pooled = []
     for half, x in enumerate((_z(values), _z(np.diff(values)))):
         x = torch.from_numpy(x[None]).float()
         for i, exponent in enumerate(np.linspace(0, 1, DILATIONS), half * DILATIONS):
             d = int(((x.shape[1] - 1) / 8) ** exponent + 1e-9)
             response = torch.conv1d(x, weights[i], biases[i], padding=4 * d, dilation=d)
-            found += [(response > 0).float().mean(1), response.amax(1).clamp(min=0).log1p()]
-    return np.concatenate([*found, np.float32(_size(values))])
+            pooled += [(response > 0).float().mean(1), response.amax(1).clamp(min=0).log1p()]
+    return np.concatenate([*pooled, np.float32(_size(values))])
 
 
 # -------------------------------------------------------------------------------------- summary features
@@ -116,8 +111,10 @@ def _outliers(x: np.ndarray) -> list[float]:
     top = np.sort(np.partition(abs(x), -6)[-6:])[::-1]
     quantiles = np.quantile(x, (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99))
     beyond = top[0] - np.sqrt(2 * np.log(len(x)))  # what the largest of n Gaussian numbers comes to
-    return [(x**3).mean(), np.log((x**4).mean()), *quantiles, x.min(), x.max(), *top, *(top[:-1] / top[1:]),
-            beyond, abs(x).argmax() / len(x), (abs(x) > 3).mean(), (abs(x) > 4).sum()]  # fmt: skip
+    moments = [(x**3).mean(), np.log((x**4).mean())]
+    ends = [x.min(), x.max()]
+    far = [(abs(x) > 3).mean(), (abs(x) > 4).sum()]
+    return [*moments, *quantiles, *ends, *top, *(top[:-1] / top[1:]), beyond, abs(x).argmax() / len(x), *far]
 
 
 def _correlations(x: np.ndarray) -> list[float]:
@@ -127,11 +124,11 @@ def _correlations(x: np.ndarray) -> list[float]:
 
 def _rolling(x: np.ndarray) -> list[float]:
     """Smallest and largest of the rolling mean of x, and where, over 3, 7 and 15 % of its length: (12,)."""
-    total, found = np.append(0, np.cumsum(x)), []
+    total, extremes = np.append(0, np.cumsum(x)), []
     for width in (max(3, int(share * len(x))) for share in (0.03, 0.07, 0.15)):
         means = (total[width:] - total[:-width]) / width
-        found += [means.min(), means.max(), means.argmin() / len(x), means.argmax() / len(x)]
-    return found
+        extremes += [means.min(), means.max(), means.argmin() / len(x), means.argmax() / len(x)]
+    return extremes
 
 
 def summary_features(values: np.ndarray) -> np.ndarray:
@@ -142,6 +139,8 @@ def summary_features(values: np.ndarray) -> np.ndarray:
     spread of differences by lag (unit roots); extremes of rolling means and variances; and how well trends, bends,
     steps and bumps fit the series, the residual (level) and its size (variance).
     """
+    from scipy.signal import lfilter
+
     z = _z(values)
     e, phi = _whitened(z)
     lone = lfilter(np.append(1, -phi), 1, e[::-1])
@@ -153,29 +152,14 @@ def summary_features(values: np.ndarray) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------- classifiers
-def _each(function: Callable, items: Sequence, what: str) -> list:
-    """The function of every item, in two processes; in this one where there are too few to be worth starting them."""
-    if len(items) < FEW:
-        return [function(item) for item in items]
-    with get_context("spawn").Pool(2, torch.set_num_threads, (1,)) as pool:
-        return list(tqdm(pool.imap(function, items, 32), what, len(items), leave=False, disable=None))
-
-
 class FromNumbers:
     """A classifier of series (n,) of any lengths from 50; ``kind``: one of KINDS."""
 
     def __init__(self, kind: str, seed: int = settings.SEED) -> None:
-        if kind == "kernels":
-            self.transform = partial(random_kernels, seed=seed)
-            discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=1e-3)
-            self.classifier = make_pipeline(StandardScaler(), discriminant)
-        elif kind == "summary":
-            self.transform = summary_features
-            self.classifier = HistGradientBoostingClassifier(
-                learning_rate=0.15, max_iter=200, early_stopping=True, random_state=seed
-            )
-        else:
+        if kind not in KINDS:
             raise settings.InputError(f"kind={kind!r}: expected one of {', '.join(KINDS)}")
+        self.transform = partial(random_kernels, seed=seed) if kind == "kernels" else summary_features
+        self.classifier = _discriminant() if kind == "kernels" else _boosted_trees(seed)
 
     def features(self, series: Sequence[np.ndarray]) -> np.ndarray:
         """float32 (N,F). Raises InputError for a series of less than 50 samples; all are finite and not constant."""
@@ -184,7 +168,7 @@ class FromNumbers:
             raise settings.InputError(
                 f"series {short[0]} is too short: leave out what has less than {SHORTEST} samples"
             )
-        return np.stack(_each(self.transform, series, "features"))
+        return np.stack(_map(self.transform, series, "features"))
 
     def fit(self, series: Sequence[np.ndarray], labels: np.ndarray) -> Self:
         """Train on N series with labels int (N,), indices into CLASSES, of which some may be missing."""
@@ -193,17 +177,38 @@ class FromNumbers:
 
     def probabilities(self, series: Sequence[np.ndarray]) -> np.ndarray:
         """float64 (N,9); 0 for classes that it was not trained on."""
-        found = np.zeros((len(series), len(CLASSES)))
-        found[:, self.classifier.classes_] = self.classifier.predict_proba(self.features(series))
-        return found
+        probabilities = np.zeros((len(series), len(CLASSES)))
+        probabilities[:, self.classifier.classes_] = self.classifier.predict_proba(self.features(series))
+        return probabilities
 
 
-# --------------------------------------------------------------------------------------------- generated
+def _discriminant():
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage=1e-3))
+
+
+def _boosted_trees(seed: int):
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    return HistGradientBoostingClassifier(learning_rate=0.15, max_iter=200, early_stopping=True, random_state=seed)
+
+
+def draw_numbers(split: str, numbers: range, seed: int = settings.SEED) -> tuple[list[np.ndarray], np.ndarray]:
+    """Series of these numbers of every class from the generator, float32 (n,) each, and their labels int64 (N,)."""
+    tasks = [(label, number, split, seed) for label in CLASSES for number in numbers]
+    return _map(_values, tasks, f"drawing {split}"), np.repeat(np.arange(len(CLASSES)), len(numbers))
+
+
 def _values(task: tuple[str, int, str, int]) -> np.ndarray:
     return np.float32(generate(*task).values)
 
 
-def drawn(split: str, numbers: range, seed: int = settings.SEED) -> tuple[list[np.ndarray], np.ndarray]:
-    """Series of these numbers of every class from the generator, float32 (n,) each, and their labels int64 (N,)."""
-    tasks = [(label, number, split, seed) for label in CLASSES for number in numbers]
-    return _each(_values, tasks, f"drawing {split}"), np.repeat(np.arange(len(CLASSES)), len(numbers))
+def _map(function: Callable, items: Sequence, title: str) -> list:
+    """The function of every item, in two processes; in this one where there are too few to be worth starting them."""
+    if len(items) < FEW:
+        return [function(item) for item in items]
+    with get_context("spawn").Pool(2, torch.set_num_threads, (1,)) as pool:
+        return list(tqdm(pool.imap(function, items, 32), title, len(items), leave=False, disable=None))
