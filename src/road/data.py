@@ -4,22 +4,25 @@ A sample is ``{"image": Image uint8 (3,H,W), "mask": Mask uint8 (1,H,W), "name":
 data set's known classes, its ``anomaly`` label if it has one, and ``IGNORE``.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
 from src import settings
-from src.images import DataError, normalize, read_image
+from src.images import DataError, by_name, list_images, read_image, read_labels
+from src.road import anomaly_masks
+from src.road.config import FOLDERS, Config
+from src.synthetic import street_scenes
 
 IGNORE = 255
+LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".pgm")  # files that keep every value as it is
+ANOMALY_COLOR = (60, 250, 240)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,20 @@ class LabelClass:
     color: tuple[int, int, int]
 
 
+def _classes(colors: dict[str, tuple[int, int, int]]) -> tuple[LabelClass, ...]:
+    return tuple(LabelClass(name, color) for name, color in colors.items())
+
+
+def _image_files(folder: Path, ending: str = "") -> dict[str, Path]:
+    """Images below a folder by their path in it, without suffix and ``ending``."""
+    return by_name(list_images(folder, nested=True), folder, ending)
+
+
+def _label_files(folder: Path) -> dict[str, Path]:
+    """Label maps below a folder by their path in it, without suffix."""
+    return by_name(list_images(folder, LABEL_SUFFIXES, nested=True), folder)
+
+
 class RoadDataset(Dataset):
     """Sorted image/label pairs of one split. Subclasses say where the files are and what labels mean."""
 
@@ -37,7 +54,7 @@ class RoadDataset(Dataset):
     classes: ClassVar[tuple[LabelClass, ...]] = ()
     anomaly: ClassVar[int | None] = None
     optional: ClassVar[tuple[int, ...]] = ()  # normal labels that some protocols leave out
-    remap: ClassVar[dict[int, int]]  # label on disk -> label in the sample
+    remap: dict[int, int]  # label on disk -> label in the sample
 
     def __init__(self, root: Path | str, split: str):
         if split not in self.splits:
@@ -45,9 +62,6 @@ class RoadDataset(Dataset):
         self.root, self.split = Path(root), split
         images, labels = self.files()
         self.pairs = _paired(images, labels, f"{type(self).__name__} {split} under {self.root}")
-        self.table = np.full(256, -1, dtype=np.int16)
-        for source, target in self.remap.items():
-            self.table[source] = target
 
     def files(self) -> tuple[dict[str, Path], dict[str, Path]]:
         """Images and label maps of the split by a key that pairs them."""
@@ -71,16 +85,14 @@ class RoadDataset(Dataset):
     def read_mask(self, index: int) -> np.ndarray:
         """The label map alone, uint8 (H,W), remapped."""
         path = self.pairs[index][1]
-        labels = read_image(path, None)
-        if labels.ndim != 2 or labels.dtype != np.uint8:
-            found = f"{labels.dtype} values on {labels.ndim} axes"
-            raise DataError(f"{path} holds {found}; a label map holds one 8-bit value per pixel")
-        mask = self.table[labels]
+        labels = read_labels(path)
+        table = np.full(256, -1, dtype=np.int16)
+        table[list(self.remap)] = list(self.remap.values())
+        mask = table[labels]
         if (mask < 0).any():
-            known = f"{min(self.remap)}..{max(self.remap)}"
             raise DataError(
                 f"{path} holds the label {labels[mask < 0][0]}: out of range, "
-                f"{type(self).__name__} {self.split} uses {known}"
+                f"{type(self).__name__} {self.split} uses {min(self.remap)}..{max(self.remap)}"
             )
         return mask.astype(np.uint8)
 
@@ -90,53 +102,40 @@ def _paired(images: dict, labels: dict, what: str) -> list[tuple[Path, Path]]:
         raise DataError(f"no images: {what}. `python -m src road data` makes mini data; download.sh fetches real data")
     alone = sorted(images.keys() ^ labels.keys())
     if alone:
-        kind = "label map" if alone[0] in images else "image"
-        raise DataError(f"{len(alone)} unpaired file(s): {what}; the first, {alone[0]}, has no {kind}")
-    return [(images[key], labels[key]) for key in sorted(images, key=_natural)]
+        missing = "label map" if alone[0] in images else "image"
+        raise DataError(f"{len(alone)} unpaired file(s): {what}; the first, {alone[0]}, has no {missing}")
+    return [(images[key], labels[key]) for key in sorted(images, key=_by_number)]
 
 
-def _natural(key: str) -> tuple:
+def _by_number(key: str) -> tuple:
     """Sort keys that end in a number by it: 2 before 10."""
     folder, _, name = key.rpartition("/")
     return (folder, 0, int(name), "") if name.isdigit() else (folder, 1, 0, name)
 
 
-def _by_stem(folder: Path, *suffixes: str, ending: str = "", only: bool = False) -> dict[str, Path]:
-    """Files below a folder by their path in it, without suffix and ``ending``; with ``only`` those that have one."""
-    paths = (p for p in folder.rglob("*") if p.suffix.lower() in suffixes and (not only or p.stem.endswith(ending)))
-    found: dict[str, Path] = {}
-    for path in sorted(paths):
-        key = path.relative_to(folder).with_suffix("").as_posix().removesuffix(ending)
-        if key in found:
-            raise DataError(f"{found[key]} and {path.name} share one name: which is the image? Remove the other")
-        found[key] = path
-    return found
-
-
+# ---------------------------------------------------------------------------------- with known classes
 class StreetHazards(RoadDataset):
     """StreetHazards (Hendrycks et al., arXiv:1911.11132) in its official layout; labels 1..14 less one."""
 
-    classes = tuple(
-        LabelClass(*entry)
-        for entry in (
-            ("unlabeled", (0, 0, 0)),
-            ("building", (70, 70, 70)),
-            ("fence", (190, 153, 153)),
-            ("other", (250, 170, 160)),
-            ("pedestrian", (220, 20, 60)),
-            ("pole", (153, 153, 153)),
-            ("road line", (157, 234, 50)),
-            ("road", (128, 64, 128)),
-            ("sidewalk", (244, 35, 232)),
-            ("vegetation", (107, 142, 35)),
-            ("car", (0, 0, 142)),
-            ("wall", (102, 102, 156)),
-            ("traffic sign", (220, 220, 0)),
-        )
+    classes = _classes(
+        {
+            "unlabeled": (0, 0, 0),
+            "building": (70, 70, 70),
+            "fence": (190, 153, 153),
+            "other": (250, 170, 160),
+            "pedestrian": (220, 20, 60),
+            "pole": (153, 153, 153),
+            "road line": (157, 234, 50),
+            "road": (128, 64, 128),
+            "sidewalk": (244, 35, 232),
+            "vegetation": (107, 142, 35),
+            "car": (0, 0, 142),
+            "wall": (102, 102, 156),
+            "traffic sign": (220, 220, 0),
+        }
     )
     anomaly = 13
     optional = (0, 3)
-    anomaly_color = (60, 250, 240)
     folders: ClassVar[dict[str, tuple[str, str]]] = {
         "train": ("train", "training"),
         "val": ("train", "validation"),
@@ -149,37 +148,36 @@ class StreetHazards(RoadDataset):
         super().__init__(root, split)
 
     def files(self):
-        part, name = self.folders[self.split]
+        part, folder = self.folders[self.split]
         base = self.root / part
-        return _by_stem(base / "images" / name, ".png"), _by_stem(base / "annotations" / name, ".png")
+        return _image_files(base / "images" / folder), _label_files(base / "annotations" / folder)
 
 
 class CamVid(RoadDataset):
     """CamVid (Brostow et al. 2008) as prepared for SegNet: 11 classes, label 11 is void."""
 
-    classes = tuple(
-        LabelClass(*entry)
-        for entry in (
-            ("sky", (128, 128, 128)),
-            ("building", (128, 0, 0)),
-            ("pole", (192, 192, 128)),
-            ("road", (128, 64, 128)),
-            ("pavement", (60, 40, 222)),
-            ("tree", (128, 128, 0)),
-            ("sign symbol", (192, 128, 128)),
-            ("fence", (64, 64, 128)),
-            ("car", (64, 0, 128)),
-            ("pedestrian", (64, 64, 0)),
-            ("bicyclist", (0, 128, 192)),
-        )
+    classes = _classes(
+        {
+            "sky": (128, 128, 128),
+            "building": (128, 0, 0),
+            "pole": (192, 192, 128),
+            "road": (128, 64, 128),
+            "pavement": (60, 40, 222),
+            "tree": (128, 128, 0),
+            "sign symbol": (192, 128, 128),
+            "fence": (64, 64, 128),
+            "car": (64, 0, 128),
+            "pedestrian": (64, 64, 0),
+            "bicyclist": (0, 128, 192),
+        }
     )
     remap = {**{label: label for label in range(11)}, 11: IGNORE}
 
     def files(self):
-        return (
-            _by_stem(self.root / self.split, ".png", ".jpg"),
-            _by_stem(self.root / f"{self.split}annot", ".png"),
-        )
+        return self._folder(self.split)
+
+    def _folder(self, name: str):
+        return _image_files(self.root / name), _label_files(self.root / f"{name}annot")
 
 
 class CamVidCyclists(CamVid):
@@ -198,43 +196,11 @@ class CamVidCyclists(CamVid):
         if split == "test":
             return
         free = [pair for index, pair in enumerate(self.pairs) if not (self.read_mask(index) == self.anomaly).any()]
-        blocks = [index * self.BLOCKS // len(free) % 5 == 2 for index in range(len(free))]
-        self.pairs = [pair for pair, held_out in zip(free, blocks, strict=True) if held_out == (split == "val")]
+        is_val = [index * self.BLOCKS // len(free) % 5 == 2 for index in range(len(free))]
+        self.pairs = [pair for pair, in_val in zip(free, is_val, strict=True) if in_val == (split == "val")]
 
     def files(self):
-        folder = "test" if self.split == "test" else "train"
-        return _by_stem(self.root / folder, ".png", ".jpg"), _by_stem(self.root / f"{folder}annot", ".png")
-
-
-class RoadAnomaly(RoadDataset):
-    """RoadAnomaly (Lis et al. 2019): mask value 2 is anomalous; the rest is normal, of no stated class."""
-
-    splits = ("test",)
-    anomaly = 1
-    remap = {0: 0, 1: 0, 2: 1}
-
-    def files(self):
-        return _by_stem(self.root / "images", ".png", ".jpg"), _by_stem(self.root / "masks", ".png")
-
-
-class SegmentMeIfYouCan(RoadDataset):
-    """Anomaly sets laid out as SegmentMeIfYouCan's (Chan et al., arXiv:2104.14812): RoadAnomaly21, RoadObstacle21,
-    Fishyscapes Lost & Found and Static. Masks: 0 normal, 1 anomalous, 255 ignored.
-
-    ``images`` also holds the frames whose masks the benchmark keeps to itself: they are left out, which is printed.
-    """
-
-    splits = ("test",)
-    anomaly = 1
-    remap = {0: 0, 1: 1, IGNORE: IGNORE}
-
-    def files(self):
-        images = _by_stem(self.root / "images", ".png", ".jpg", ".jpeg", ".webp")
-        masks = _by_stem(self.root / "labels_masks", ".png", ending="_labels_semantic")
-        hidden = images.keys() - masks.keys()
-        if hidden and masks:
-            print(f"{self.root}: {len(hidden)} of {len(images)} images have no mask and are left out")
-        return {key: path for key, path in images.items() if key not in hidden}, masks
+        return self._folder("test" if self.split == "test" else "train")
 
 
 class Cityscapes(RoadDataset):
@@ -245,32 +211,30 @@ class Cityscapes(RoadDataset):
     Label maps hold train ids, or (where there are none of these) the label ids of the annotation.
     """
 
-    classes = tuple(
-        LabelClass(*entry)
-        for entry in (
-            ("road", (128, 64, 128)),
-            ("sidewalk", (244, 35, 232)),
-            ("building", (70, 70, 70)),
-            ("wall", (102, 102, 156)),
-            ("fence", (190, 153, 153)),
-            ("pole", (153, 153, 153)),
-            ("traffic light", (250, 170, 30)),
-            ("traffic sign", (220, 220, 0)),
-            ("vegetation", (107, 142, 35)),
-            ("terrain", (152, 251, 152)),
-            ("sky", (70, 130, 180)),
-            ("person", (220, 20, 60)),
-            ("rider", (255, 0, 0)),
-            ("car", (0, 0, 142)),
-            ("truck", (0, 0, 70)),
-            ("bus", (0, 60, 100)),
-            ("train", (0, 80, 100)),
-            ("motorcycle", (0, 0, 230)),
-            ("bicycle", (119, 11, 32)),
-        )
+    classes = _classes(
+        {
+            "road": (128, 64, 128),
+            "sidewalk": (244, 35, 232),
+            "building": (70, 70, 70),
+            "wall": (102, 102, 156),
+            "fence": (190, 153, 153),
+            "pole": (153, 153, 153),
+            "traffic light": (250, 170, 30),
+            "traffic sign": (220, 220, 0),
+            "vegetation": (107, 142, 35),
+            "terrain": (152, 251, 152),
+            "sky": (70, 130, 180),
+            "person": (220, 20, 60),
+            "rider": (255, 0, 0),
+            "car": (0, 0, 142),
+            "truck": (0, 0, 70),
+            "bus": (0, 60, 100),
+            "train": (0, 80, 100),
+            "motorcycle": (0, 0, 230),
+            "bicycle": (119, 11, 32),
+        }
     )
-    TRAIN_IDS = {**{label: label for label in range(19)}, IGNORE: IGNORE}
-    LABEL_IDS = (
+    OFFICIAL_IDS = (
         7,
         8,
         11,
@@ -290,30 +254,69 @@ class Cityscapes(RoadDataset):
         31,
         32,
         33,
-    )  # of the 19 classes, in order
+    )  # of the classes, in order
+    REMAPS: ClassVar[dict[str, dict[int, int]]] = {  # by the ending of the files
+        "_gtFine_labelTrainIds": {**{label: label for label in range(19)}, IGNORE: IGNORE},
+        "_gtFine_labelIds": dict.fromkeys(range(256), IGNORE) | {label: i for i, label in enumerate(OFFICIAL_IDS)},
+    }
 
     def __init__(self, root: Path | str, split: str):
         super().__init__(root, split)
         if split != "test":
-            held_out = {index for index in range(len(self.pairs)) if index % 10 == 9}
-            self.pairs = [pair for index, pair in enumerate(self.pairs) if (index in held_out) == (split == "val")]
+            self.pairs = [pair for index, pair in enumerate(self.pairs) if (index % 10 == 9) == (split == "val")]
 
     def files(self):
-        folder = "val" if self.split == "test" else "train"
-        images = _by_stem(self.root / "leftImg8bit" / folder, ".png", ".jpg", ".jpeg", ".webp", ending="_leftImg8bit")
-        for kind in ("TrainIds", "Ids"):
-            labels = _by_stem(self.root / "gtFine" / folder, ".png", ending=f"_gtFine_label{kind}", only=True)
-            if labels:
-                break
-        self.remap = (
-            self.TRAIN_IDS
-            if kind == "TrainIds"
-            else dict.fromkeys(range(256), IGNORE) | {label: index for index, label in enumerate(self.LABEL_IDS)}
-        )
-        return images, labels
+        split = "val" if self.split == "test" else "train"
+        folder = self.root / "gtFine" / split
+        annotations = list_images(folder, (".png", ".json"), nested=True)  # the official folders hold polygons too
+        labels = {ending: [path for path in annotations if path.stem.endswith(ending)] for ending in self.REMAPS}
+        ending = next((ending for ending in labels if labels[ending]), "_gtFine_labelIds")
+        self.remap = self.REMAPS[ending]
+        return _image_files(self.root / "leftImg8bit" / split, "_leftImg8bit"), by_name(labels[ending], folder, ending)
 
 
-DATASETS: dict[str, type[RoadDataset]] = {
+# -------------------------------------------------------------------------------- with anomalies alone
+class AnomalyDataset(RoadDataset):
+    """Photographs with masks of what is anomalous in them; the rest is normal, of no stated class."""
+
+    splits = ("test",)
+    anomaly = 1
+    usual_mark: ClassVar[int]  # the value of anomalies in the official masks
+
+    def __init__(self, root: Path | str, split: str):
+        super().__init__(root, split)
+        self.remap = anomaly_masks.remap_of([path for _, path in self.pairs], self.usual_mark)
+
+
+class RoadAnomaly(AnomalyDataset):
+    """RoadAnomaly (Lis et al. 2019): 60 photographs, whose mask value 2 is anomalous."""
+
+    usual_mark = 2
+
+    def files(self):
+        return _image_files(self.root / "images"), _label_files(self.root / "masks")
+
+
+class SegmentMeIfYouCan(AnomalyDataset):
+    """Anomaly sets laid out as SegmentMeIfYouCan's (Chan et al., arXiv:2104.14812): RoadAnomaly21, RoadObstacle21,
+    Fishyscapes Lost & Found and Static. Masks: 0 normal, 1 anomalous, 255 ignored.
+
+    ``images`` also holds the frames whose masks the benchmark keeps to itself: they are left out, which is printed.
+    """
+
+    usual_mark = 1
+
+    def files(self):
+        images, folder = _image_files(self.root / "images"), self.root / "labels_masks"
+        paths = [path for path in list_images(folder, LABEL_SUFFIXES) if not path.stem.endswith("_semantic_color")]
+        masks = by_name(paths, folder, "_labels_semantic")
+        hidden = images.keys() - masks.keys()
+        if hidden and masks:
+            print(f"{self.root}: {len(hidden)} of {len(images)} images have no mask and are left out")
+        return {key: path for key, path in images.items() if key not in hidden}, masks
+
+
+KINDS: dict[str, type[RoadDataset]] = {
     "mini": StreetHazards,
     "streethazards": StreetHazards,
     "camvid": CamVid,
@@ -324,112 +327,77 @@ DATASETS: dict[str, type[RoadDataset]] = {
 }
 
 
+# --------------------------------------------------------------------------------------------- by name
 def dataset_class(name: str) -> type[RoadDataset]:
-    """The data set of a name in ``DATASETS``; DataError for any other."""
-    if name not in DATASETS:
-        raise DataError(f"dataset {name!r} is unknown: choose from {', '.join(DATASETS)}")
-    return DATASETS[name]
+    """The data set of a name; DataError for an unknown one."""
+    if name not in KINDS:
+        raise DataError(f"dataset {name!r} is unknown: choose from {', '.join(KINDS)}")
+    return KINDS[name]
 
 
-# --------------------------------------------------------------------------------------- transforms
+def open_split(dataset: str, root: Path | None, split: str) -> RoadDataset:
+    """A split of a data set, read from ``root`` (default: the data set's folder under DATA_DIR)."""
+    return dataset_class(dataset)(root or settings.DATA_DIR / FOLDERS.get(dataset, dataset), split)
+
+
+def datasets(
+    config: Config, root: Path | None = None, splits: Sequence[str] = ("train", "val", "test")
+) -> dict[str, RoadDataset]:
+    """split -> its images, of the config's data set."""
+    return {split: open_split(config.dataset, root, split) for split in splits}
+
+
+def open_compatible(config: Config, dataset: str | None, root: Path | None, split: str) -> RoadDataset:
+    """A split of the config's own data set, or of another one with the same classes or none stated."""
+    name = dataset or config.dataset
+    classes = dataset_class(name).classes
+    if classes and classes != dataset_class(config.dataset).classes:
+        raise settings.InputError(f"weights for the classes of {config.dataset} cannot be used on {name}")
+    return open_split(name, root, split)
+
+
+def write_mini(root: Path) -> None:
+    """Write the generated StreetHazards that profile mini trains on."""
+    street_scenes.write_dataset(root)
+
+
+# ------------------------------------------------------------------------------------------ label maps
+def paths(dataset: RoadDataset) -> Iterator[Path]:
+    """Every file behind a split, for its fingerprint."""
+    return (path for pair in dataset.pairs for path in pair)
+
+
 def known_only(mask: torch.Tensor, dataset: RoadDataset) -> torch.Tensor:
     """The mask with its anomalies set to IGNORE: the target of closed-set segmentation."""
     return mask if dataset.anomaly is None else mask.masked_fill(mask == dataset.anomaly, IGNORE)
 
 
-def preprocess(image: torch.Tensor, image_size: tuple[int, ...]) -> torch.Tensor:
-    """What a model sees of an image at test time: resized to (H,W), or to a short side of (S,)."""
-    return normalize(F.resize(image, list(image_size), antialias=True))
+def distribution(config: Config, root: Path | None = None) -> dict[str, dict]:
+    """split -> ``class_distribution``, of every split that the config's data set has."""
+    splits = datasets(config, root, dataset_class(config.dataset).splits)
+    return {split: class_distribution(dataset) for split, dataset in splits.items()}
 
 
-def _random_scale(image, mask, low: float, high: float):
-    factor = torch.empty(()).uniform_(low, high).item()
-    size = [round(side * factor) for side in image.shape[-2:]]
-    return F.resize(image, size, antialias=True), F.resize(mask, size)
-
-
-_FILL = {tv_tensors.Image: 124, tv_tensors.Mask: IGNORE, "others": 0}
-_FLIP = v2.RandomHorizontalFlip(0.5)
-_JITTER = v2.ColorJitter(0.3, 0.3, 0.3)
-_ROTATION = v2.RandomRotation(5, interpolation=v2.InterpolationMode.BILINEAR, fill=_FILL)
-_BLUR = v2.RandomApply([v2.GaussianBlur(5, (0.1, 2.0))])
-# name -> (scale range or none, transforms of image and mask together)
-AUGMENTATIONS: dict[str, tuple[tuple[float, float] | None, list[Callable]]] = {
-    "none": (None, []),
-    "flip": (None, [_FLIP]),
-    "flip_color": (None, [_FLIP, _JITTER]),
-    "moderate": ((1.0, 1.3), [_FLIP, _JITTER, _ROTATION]),
-    "heavy": ((0.5, 2.0), [_FLIP, _JITTER, _ROTATION, _BLUR]),
-    "scale": ((0.5, 2.0), [_FLIP]),
-    "scale_jitter": ((0.5, 1.5), [_FLIP, _JITTER]),
-}
-
-
-class Augment:
-    """Training transform: resize, random scale and crop, flip, colour; then normalise.
-
-    Gives ``{"image": float32 (3,h,w), "mask": int64 (h,w)}`` with every label outside the known classes,
-    anomalies among them, set to IGNORE.
-    """
-
-    def __init__(self, name: str, num_classes: int, image_size: tuple[int, ...], crop_size: tuple[int, int] | None):
-        if name not in AUGMENTATIONS:
-            raise settings.InputError(f"augmentation={name!r}: expected one of {', '.join(AUGMENTATIONS)}")
-        self.scale, self.transforms = AUGMENTATIONS[name]
-        if self.scale and not crop_size:
-            raise settings.InputError(f"augmentation={name} changes the size of images: set crop_size=(height,width)")
-        self.num_classes, self.image_size = num_classes, list(image_size)
-        self.crop = crop_size and v2.RandomCrop(crop_size, pad_if_needed=True, fill=_FILL)
-
-    def __call__(self, sample: dict) -> dict[str, torch.Tensor]:
-        image = F.resize(sample["image"], self.image_size, antialias=True)
-        mask = F.resize(sample["mask"], self.image_size)
-        if self.scale:
-            image, mask = _random_scale(image, mask, *self.scale)
-        if self.crop:
-            image, mask = self.crop(image, mask)
-        for transform in self.transforms:
-            image, mask = transform(image, mask)
-        mask = mask.as_subclass(torch.Tensor)[0].long()
-        mask[mask >= self.num_classes] = IGNORE
-        return {"image": normalize(image), "mask": mask}
-
-
-class _Preprocessed(Dataset):
-    def __init__(self, dataset: Dataset, image_size: tuple[int, ...]):
-        self.dataset, self.image_size = dataset, image_size
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict:
-        sample = self.dataset[index]
-        mask = sample["mask"].as_subclass(torch.Tensor)[0].long()
-        return {"image": preprocess(sample["image"], self.image_size), "mask": mask}
-
-
-def evaluation_loader(dataset: Dataset, image_size: tuple[int, ...], batch_size: int, workers: int = 0) -> DataLoader:
-    """Batches of preprocessed images and masks in the masks' own size, in order."""
-    return DataLoader(_Preprocessed(dataset, image_size), batch_size, num_workers=workers)
-
-
-# ---------------------------------------------------------------------------------- what is in there
 def class_distribution(dataset: RoadDataset) -> dict[str, dict[str, float]]:
     """Pixels, share of all labelled and unlabelled pixels, and number of images, for each class.
 
     Counted over every label map at its full size. IGNORE pixels count in the total as ``ignored``.
     """
-    names = [c.name for c in dataset.classes] or ["normal"]
+    names = [entry.name for entry in dataset.classes] or ["normal"]
     names += ["anomaly"] if dataset.anomaly is not None else []
     pixels, images = np.zeros(256, dtype=np.int64), np.zeros(256, dtype=np.int64)
     for index in range(len(dataset)):
         counts = np.bincount(dataset.read_mask(index).ravel(), minlength=256)
         pixels += counts
         images += counts > 0
-    rows = [*enumerate(names), *([(IGNORE, "ignored")] if pixels[IGNORE] else [])]
+    labels = dict(enumerate(names)) | ({IGNORE: "ignored"} if pixels[IGNORE] else {})
     return {
-        name: {"pixels": int(pixels[i]), "share": float(pixels[i] / pixels.sum()), "images": int(images[i])}
-        for i, name in rows
+        name: {
+            "pixels": int(pixels[label]),
+            "share": float(pixels[label] / pixels.sum()),
+            "images": int(images[label]),
+        }
+        for label, name in labels.items()
     }
 
 
@@ -444,13 +412,7 @@ def class_weights(dataset: RoadDataset) -> torch.Tensor:
 def mask_to_rgb(mask: np.ndarray | torch.Tensor, dataset: RoadDataset | type[RoadDataset]) -> np.ndarray:
     """Label map (H,W) -> colours uint8 (H,W,3); IGNORE is white, so that no class can be mistaken for it."""
     palette = np.full((256, 3), 255, dtype=np.uint8)
-    for index, entry in enumerate(dataset.classes):
-        palette[index] = entry.color
+    palette[: len(dataset.classes)] = [entry.color for entry in dataset.classes] or np.empty((0, 3))
     if dataset.anomaly is not None:
-        palette[dataset.anomaly] = StreetHazards.anomaly_color
+        palette[dataset.anomaly] = ANOMALY_COLOR
     return palette[np.asarray(mask).astype(np.int64)]
-
-
-def paths(dataset: RoadDataset) -> Iterable[Path]:
-    """Every file behind a split, for its fingerprint."""
-    return (path for pair in dataset.pairs for path in pair)

@@ -6,16 +6,17 @@ every labelled normal pixel as a negative; ``..._ignoring_0_3`` leaves out Stree
 (unlabeled) and 3 (other), which some papers do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from src import settings, training
+from src import settings, system, training
 from src.metrics import (
     ConfusionMatrix,
     ImageHistograms,
@@ -26,9 +27,11 @@ from src.metrics import (
     metric_from_counts,
     ranking,
 )
-from src.road import data
-from src.road import model as models
+from src.road.config import Config
+from src.road.data import IGNORE, RoadDataset, known_only, open_compatible, paths
+from src.road.model import infer
 from src.road.scores import SCORES, ClassStatistics, score_maps
+from src.road.transforms import evaluation_loader
 
 SCORE_NAMES = (*SCORES, "sml_raw", "sml", "outlier", "combined")
 HEADLINE = "combined"  # the score of the headline numbers, chosen on validation images
@@ -41,15 +44,15 @@ PROTOCOL = (
     "..._ignoring_0_3 = labels 0 and 3 left out; scores.*.f1: called anomalous is what reaches the threshold, which "
     "95 % of normal validation pixels do not exceed. Intervals: 95 %, 1000 bootstrap resamples of images."
 )
-KEYS = ("aupr", "auroc", "fpr95", "f1_max")
+METRICS = ("aupr", "auroc", "fpr95", "f1_max")
 
 
-def each_image(model: nn.Module, dataset, config):
+def each_image(model: nn.Module, dataset, config: Config) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
     """(logits (1,C,H,W) and outlier score (1,H,W) or None at the mask's size, mask (1,H,W)) of each image, in order."""
     model = model.to(settings.DEVICE, memory_format=torch.channels_last).eval()
-    for batch in data.evaluation_loader(dataset, config.image_size, batch_size=1):
+    for batch in evaluation_loader(dataset, config.image_size, batch_size=1):
         batch = training.to_device(batch)
-        yield *models.predict(model, batch["image"], batch["mask"].shape[-2:]), batch["mask"]
+        yield *infer(model, batch["image"], batch["mask"].shape[-2:]), batch["mask"]
 
 
 def score_names(model: nn.Module, calibrated: bool = True) -> list[str]:
@@ -69,7 +72,7 @@ def headline(model: nn.Module, calibrated: bool = True) -> str:
 
 
 # -------------------------------------------------------------------------------------- calibration
-def calibrate(model: nn.Module, sets: dict, config) -> dict:
+def calibrate(model: nn.Module, splits: dict[str, RoadDataset], config: Config) -> dict[str, dict]:
     """What scoring needs beside the weights, from anomaly-free data alone.
 
     ``statistics``: the SML statistics of the train and of the val split, as ``ClassStatistics.compute``
@@ -77,24 +80,38 @@ def calibrate(model: nn.Module, sets: dict, config) -> dict:
     split's labelled pixels. ``thresholds``: for each score, with training statistics, the ``QUANTILE`` of its values
     there.
     """
-    statistics, moments = {}, {name: ClassStatistics(1) for name in ("outlier", "energy") if has_head(model)}
+    statistics = {}
     for split in ("train", "val"):
-        accumulator = ClassStatistics(len(sets[split].classes))
-        for logits, outlier, mask in each_image(model, sets[split], config):
-            accumulator.update(logits)
-            if split == "val":
-                for name, score in score_maps(logits, None, moments, outlier).items():
-                    moments[name].update(score[mask != data.IGNORE][None, None])  # as logits of one class
-        statistics[split] = accumulator.compute()
-    found = {name: accumulator.compute() for name, accumulator in moments.items()}
-    units = {name: [float(row["mean"]), float(row["std"])] for name, row in found.items()}
+        statistics[split], units = _moments(model, splits[split], config)
+    calibration = {"statistics": statistics, "units": units}  # units of val
     rankings = {name: PixelRanking() for name in score_names(model)}
-    for logits, outlier, mask in each_image(model, sets["val"], config):
-        normal = mask != data.IGNORE
-        for name, score in score_maps(logits, statistics["train"], rankings, outlier, units).items():
+    for logits, outlier, mask in each_image(model, splits["val"], config):
+        normal = mask != IGNORE
+        for name, score in calibrated_maps(logits, outlier, calibration, rankings).items():
             rankings[name].update(score[normal], torch.zeros_like(score[normal], dtype=torch.bool))
-    thresholds = {name: r.quantile(QUANTILE) for name, r in rankings.items()}
-    return {"statistics": statistics, "units": units, "thresholds": thresholds}
+    thresholds = {name: ranking.quantile(QUANTILE) for name, ranking in rankings.items()}
+    return calibration | {"thresholds": thresholds}
+
+
+def _moments(model: nn.Module, dataset: RoadDataset, config: Config) -> tuple[dict[str, Tensor], dict[str, list]]:
+    """The SML statistics of a split, and mean and std of what ``combined`` adds up, on its labelled pixels."""
+    classes = ClassStatistics(len(dataset.classes))
+    parts = {name: ClassStatistics(1) for name in ("outlier", "energy") if has_head(model)}
+    for logits, outlier, mask in each_image(model, dataset, config):
+        classes.update(logits)
+        for name, score in score_maps(logits, None, parts, outlier).items():
+            parts[name].update(score[mask != IGNORE][None, None])  # as logits of one class
+    moments = {name: part.compute() for name, part in parts.items()}
+    return classes.compute(), {name: [float(row["mean"]), float(row["std"])] for name, row in moments.items()}
+
+
+def calibrated_maps(
+    logits: Tensor, outlier: Tensor | None, calibration: dict | None, names: Iterable[str]
+) -> dict[str, Tensor]:
+    """``score_maps`` with what they need of a model's calibration, if it has one."""
+    if not calibration:
+        return score_maps(logits, None, names, outlier)
+    return score_maps(logits, calibration["statistics"]["train"], names, outlier, calibration.get("units"))
 
 
 # --------------------------------------------------------------------------------------- evaluation
@@ -102,8 +119,54 @@ def calibrate(model: nn.Module, sets: dict, config) -> dict:
 class Evaluation:
     """``metrics``: a record's entries (fractions); ``curves``: ``PixelRanking.curves``, pooled, by score."""
 
-    metrics: dict
-    curves: dict[str, dict]
+    metrics: dict[str, Any]
+    curves: dict[str, dict[str, np.ndarray]]
+
+
+def evaluate(
+    trained: system.Trained, root: Path | None = None, *, dataset: str | None = None, split: str = "test"
+) -> dict[str, Any]:
+    """Metrics of a model on a split of its own data set, or of another one (``dataset``), as ``open_compatible``."""
+    return evaluate_split(trained, open_compatible(trained.config, dataset, root, split)).metrics
+
+
+def evaluated(
+    trained: system.Trained, root: Path | None, dataset: str | None, split: str
+) -> tuple[list[Path], dict[str, Any]]:
+    """The files behind what ``evaluate`` measures; a record says no more of them than their fingerprint."""
+    return list(paths(open_compatible(trained.config, dataset, root, split))), {}
+
+
+def evaluate_split(trained: system.Trained, dataset: RoadDataset) -> Evaluation:
+    """One pass over a split: segmentation metrics where it has classes, score metrics where it has anomalies.
+
+    Without the calibration that comes with a checkpoint of this project (a bare state dict), SML and the
+    fixed thresholds are left out, which is printed.
+    """
+    calibration = trained.calibration
+    names = score_names(trained.model, bool(calibration)) if dataset.anomaly is not None else []
+    if not calibration:
+        print("no calibration in the weights: sml, sml_raw, combined and fixed thresholds are left out")
+    thresholds = calibration["thresholds"] if calibration else {}
+    meters = {name: _ScoreMeter(thresholds.get(name)) for name in names}
+    matrices = []
+    for logits, outlier, mask in each_image(trained.model, dataset, trained.config):
+        if dataset.classes:
+            matrices.append(confusion(logits.max(1).indices, mask, dataset).matrix)
+        if meters:
+            _update(meters, calibrated_maps(logits, outlier, calibration, names), mask, dataset)
+    metrics = {"images": len(dataset)}
+    if matrices:
+        metrics |= _segmentation_metrics(np.stack(matrices), dataset)
+    pooled = {name: meter.pooled() for name, meter in meters.items()}
+    best = headline(trained.model, bool(calibration))
+    if not pooled:
+        return Evaluation(metrics, {})
+    if not pooled[best].positives:
+        print(f"no anomalous pixel in the {dataset.split} split: scores are not measured")
+        return Evaluation(metrics, {})
+    metrics |= _anomaly_metrics(meters, pooled, best, bool(dataset.optional))
+    return Evaluation(metrics, {name: ranking.curves() for name, ranking in pooled.items()})
 
 
 class _ScoreMeter:
@@ -111,36 +174,39 @@ class _ScoreMeter:
 
     def __init__(self, threshold: float | None):
         self.threshold = threshold
-        self.kept, self.left_out = PixelRanking(), PixelRanking()  # left out: labels 0 and 3
-        self.per_image: dict[bool, list[list[float]]] = {False: [], True: []}
+        self.required, self.optional = PixelRanking(), PixelRanking()  # optional: labels 0 and 3
+        self.per_image: list[list[float]] = []
+        self.per_image_required: list[list[float]] = []
         self.histograms = ImageHistograms()
-        self.found = np.zeros(3, dtype=np.int64)  # true positives, false positives, false negatives
+        self.outcomes = np.zeros(3, dtype=np.int64)  # true positives, false positives, false negatives
 
-    def update(self, score: torch.Tensor, anomaly: torch.Tensor, optional: torch.Tensor) -> None:
+    def update(self, score: Tensor, anomaly: Tensor, optional: Tensor) -> None:
         """One image's labelled pixels, each (n,); ``optional`` marks labels 0 and 3."""
-        self.kept.update(score[~optional], anomaly[~optional])
-        if optional.any():
-            self.left_out.update(score[optional], anomaly[optional])
+        has_optional = bool(optional.any())
+        required = (score[~optional], anomaly[~optional]) if has_optional else (score, anomaly)
+        self.required.update(*required)
+        if has_optional:
+            self.optional.update(score[optional], anomaly[optional])
         self.histograms.update(score, anomaly)
         if anomaly.any():
-            row = _values(ranking(score, anomaly))
-            self.per_image[False].append(row)
-            ignoring = _values(ranking(score[~optional], anomaly[~optional])) if optional.any() else row
-            self.per_image[True].append(ignoring)
+            values = _values(ranking(score, anomaly))
+            self.per_image.append(values)
+            self.per_image_required.append(_values(ranking(*required)) if has_optional else values)
         if self.threshold is not None:
             called = score >= self.threshold
-            counts = (called & anomaly, called & ~anomaly, ~called & anomaly)
-            self.found += np.array([int(c.sum()) for c in counts])
+            outcomes = (called & anomaly, called & ~anomaly, ~called & anomaly)
+            self.outcomes += np.array([int(outcome.sum()) for outcome in outcomes])
 
     def pooled(self) -> PixelRanking:
-        """The ranking of all labelled pixels, merged anew; ``kept`` alone ignores labels 0 and 3."""
+        """The ranking of all labelled pixels, merged anew; ``required`` alone ignores labels 0 and 3."""
         total = PixelRanking()
-        total.merge(self.kept)
-        total.merge(self.left_out)
+        total.merge(self.required)
+        total.merge(self.optional)
         return total
 
     def at_threshold(self) -> dict[str, float]:
-        tp, fp, fn = (float(value) for value in self.found)
+        """Precision, recall and F1 of calling anomalous what reaches the threshold."""
+        tp, fp, fn = (float(count) for count in self.outcomes)
         return {
             "threshold": self.threshold,
             "precision": tp / (tp + fp) if tp + fp else float("nan"),
@@ -149,142 +215,66 @@ class _ScoreMeter:
         }
 
 
-def _values(result: dict) -> list[float]:
-    return [result[key].value for key in KEYS]
+def _values(metrics: dict) -> list[float]:
+    return [metrics[name].value for name in METRICS]
 
 
-def evaluate(model: nn.Module, dataset, config, calibration: dict | None) -> Evaluation:
-    """One pass over a split: segmentation metrics where it has classes, score metrics where it has anomalies.
-
-    ``calibration`` comes with a checkpoint of this project; without it (a bare state dict) SML and the
-    fixed thresholds are left out, which is printed.
-    """
-    names, best = score_names(model, bool(calibration)), headline(model, bool(calibration))
-    if not calibration:
-        print("no calibration in the weights: sml, sml_raw, combined and fixed thresholds are left out")
-    thresholds = calibration["thresholds"] if calibration else {}
-    class_statistics = calibration["statistics"]["train"] if calibration else None
-    units = calibration.get("units") if calibration else None  # of a model with an outlier head
-    meters = {name: _ScoreMeter(thresholds.get(name)) for name in names} if dataset.anomaly is not None else {}
-    matrices = []
-    for logits, outlier, mask in each_image(model, dataset, config):
-        if dataset.classes:
-            matrices.append(_confusion(logits.max(1).indices, mask, dataset).matrix)
-        if meters:
-            _update(meters, score_maps(logits, class_statistics, names, outlier, units), mask, dataset)
-    metrics = {"images": len(dataset)}
-    if matrices:
-        metrics |= _segmentation_metrics(np.stack(matrices), dataset)
-    pooled = {name: meter.pooled() for name, meter in meters.items()}
-    if meters and not pooled[best].positives:
-        print(f"no anomalous pixel in the {dataset.split} split: scores are not measured")
-        pooled = {}
-    if pooled:
-        metrics |= _anomaly_metrics(meters, pooled, best, bool(dataset.optional))
-    return Evaluation(metrics, {name: total.curves() for name, total in pooled.items()})
-
-
-def _confusion(prediction: torch.Tensor, mask: torch.Tensor, dataset) -> ConfusionMatrix:
-    matrix = ConfusionMatrix(len(dataset.classes), data.IGNORE)
-    matrix.update(prediction, data.known_only(mask, dataset))
+def confusion(prediction: Tensor, mask: Tensor, dataset: RoadDataset) -> ConfusionMatrix:
+    """Predicted against true classes of one image, both (1,H,W), anomalies and void ignored."""
+    matrix = ConfusionMatrix(len(dataset.classes), IGNORE)
+    matrix.update(prediction, known_only(mask, dataset))
     return matrix
 
 
-def _update(meters: dict, maps: dict, mask: torch.Tensor, dataset) -> None:
-    labelled = mask != data.IGNORE
+def _update(meters: dict[str, _ScoreMeter], maps: dict[str, Tensor], mask: Tensor, dataset: RoadDataset) -> None:
+    labelled = mask != IGNORE
     optional = torch.isin(mask, torch.tensor(dataset.optional, device=mask.device))[labelled]
     anomaly = (mask == dataset.anomaly)[labelled]
     for name, meter in meters.items():
         meter.update(maps[name][labelled], anomaly, optional)
 
 
-def _segmentation_metrics(matrices: np.ndarray, dataset) -> dict:
-    total = ConfusionMatrix(len(dataset.classes), data.IGNORE)
+def _segmentation_metrics(matrices: np.ndarray, dataset: RoadDataset) -> dict[str, Any]:
+    total = ConfusionMatrix(len(dataset.classes), IGNORE)
     total.matrix += matrices.sum(0)
-    result = total.compute()
+    metrics = total.compute()
     names = [entry.name for entry in dataset.classes]
     return {
-        "miou": result["miou"],
+        "miou": metrics["miou"],
         "miou_interval": bootstrap(matrices, mean_iou),
-        "pixel_accuracy": result["pixel_accuracy"],
-        "per_class": dict(zip(names, result["iou"], strict=True)),
+        "pixel_accuracy": metrics["pixel_accuracy"],
+        "per_class": dict(zip(names, metrics["iou"], strict=True)),
     }
 
 
-def _anomaly_metrics(meters: dict[str, _ScoreMeter], pooled: dict, best: str, has_optional: bool) -> dict:
-    protocols = {"pooled": {n: _bounded(total.compute()) for n, total in pooled.items()}}
-    protocols["per_image"] = {n: _mean(m.per_image[False]) for n, m in meters.items()}
+def _anomaly_metrics(
+    meters: dict[str, _ScoreMeter], pooled: dict[str, PixelRanking], best: str, has_optional: bool
+) -> dict[str, Any]:
+    protocols = {
+        "pooled": {name: _pooled_row(ranking) for name, ranking in pooled.items()},
+        "per_image": {name: _mean_row(meter.per_image) for name, meter in meters.items()},
+    }
     if has_optional:
-        protocols["pooled_ignoring_0_3"] = {n: _bounded(m.kept.compute()) for n, m in meters.items()}
-        protocols["per_image_ignoring_0_3"] = {n: _mean(m.per_image[True]) for n, m in meters.items()}
+        protocols |= {
+            "pooled_ignoring_0_3": {name: _pooled_row(meter.required) for name, meter in meters.items()},
+            "per_image_ignoring_0_3": {name: _mean_row(meter.per_image_required) for name, meter in meters.items()},
+        }
     scores = {}
     for name, meter in meters.items():
         interval = bootstrap(meter.histograms.counts(), partial(metric_from_counts, "aupr"))
         scores[name] = {"aupr_interval": interval}
         if meter.threshold is not None:
             scores[name] |= meter.at_threshold()
-    top = {key: protocols["pooled"][best][key] for key in KEYS}
+    top = {name: protocols["pooled"][best][name] for name in METRICS}
     return {"score": best, **top, "base_rate": pooled[best].base_rate, "protocols": protocols, "scores": scores}
 
 
-def _bounded(result: dict) -> dict[str, float]:
-    values = {key: result[key].value for key in KEYS}
-    return values | {"largest_error": max(result[key].error for key in KEYS)}
+def _pooled_row(ranking: PixelRanking) -> dict[str, float]:
+    metrics = ranking.compute()
+    values = {name: metrics[name].value for name in METRICS}
+    return values | {"largest_error": max(metrics[name].error for name in METRICS)}
 
 
-def _mean(rows: list[list[float]]) -> dict[str, float]:
-    means = dict(zip(KEYS, np.mean(rows, axis=0).tolist(), strict=True))
+def _mean_row(rows: list[list[float]]) -> dict[str, Any]:
+    means = dict(zip(METRICS, np.mean(rows, axis=0).tolist(), strict=True))
     return means | {"aupr_interval": mean_interval([row[0] for row in rows]), "images": len(rows)}
-
-
-# ----------------------------------------------------------------------------------- single samples
-@dataclass
-class Prediction:
-    """What a model says of one image; arrays (H,W) at the mask's (or the image's) size."""
-
-    name: str
-    image: np.ndarray  # uint8 (H,W,3)
-    mask: np.ndarray | None  # uint8 labels
-    classes: np.ndarray  # int64 predicted labels
-    confidence: np.ndarray  # float32 softmax probability of the predicted class
-    logits: torch.Tensor  # (1,C,H,W)
-    outlier: torch.Tensor | None = None  # (1,H,W) score, of a model with that head
-
-
-@torch.inference_mode()
-def predict(model: nn.Module, image: np.ndarray, config, mask: np.ndarray | None = None, name: str = "") -> Prediction:
-    """Segment one image uint8 (H,W,3)."""
-    model = model.to(settings.DEVICE, memory_format=torch.channels_last).eval()
-    tensor = data.preprocess(torch.from_numpy(image).permute(2, 0, 1), config.image_size)
-    found = models.predict(model, training.to_device(tensor[None]), image.shape[:2])
-    logits, outlier = (part if part is None else part.cpu() for part in found)
-    confidence, classes = logits.softmax(1).max(1)
-    return Prediction(name, image, mask, classes[0].numpy(), confidence[0].numpy(), logits, outlier)
-
-
-def predict_samples(model: nn.Module, dataset, config, indices: Sequence[int]) -> list[Prediction]:
-    """``predict`` for samples of a data set."""
-    samples = [dataset[index] for index in indices]
-    return [
-        predict(model, s["image"].permute(1, 2, 0).numpy(), config, s["mask"][0].numpy(), s["name"]) for s in samples
-    ]
-
-
-def sample_report(predictions: Sequence[Prediction], dataset) -> tuple[dict, dict]:
-    """mIoU, pixel accuracy and mean confidence of each sample, and their mean, std, min and max."""
-    rows = {}
-    for item in predictions:
-        truth = torch.from_numpy(item.mask).long()
-        result = _confusion(torch.from_numpy(item.classes), truth, dataset).compute()
-        rows[Path(item.name).with_suffix("").as_posix()] = {
-            "mIoU": result["miou"],
-            "accuracy": result["pixel_accuracy"],
-            "confidence": float(item.confidence.mean()),
-        }
-    table = np.array([list(row.values()) for row in rows.values()])
-    columns = list(next(iter(rows.values())))
-    summary = {
-        label: dict(zip(columns, operation(table, axis=0).tolist(), strict=True))
-        for label, operation in (("mean", np.mean), ("std", np.std), ("min", np.min), ("max", np.max))
-    }
-    return rows, summary

@@ -1,160 +1,147 @@
-"""DeepLabV3 (Chen et al., arXiv:1706.05587) with an auxiliary head, from torchvision's parts.
+"""DeepLabV3 (Chen et al., arXiv:1706.05587) with an auxiliary head, from torchvision's parts, and the outlier head.
 
 Parameter names are torchvision's own (``backbone.*``, ``classifier.*``, ``aux_classifier.*``), so its
 weight files, and checkpoints that others trained with it, load as they are.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import segmentation
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
 from torchvision.models.segmentation.fcn import FCNHead
 
-from src import checkpoints, settings
-from src.road.outliers import layer_outputs
+from src import backbones, checkpoints, settings
+from src.road.config import Config
+from src.road.data import dataset_class
 
-BACKBONES = ("resnet50", "resnet18", "mobilenet_v2")
 ATROUS_RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
+CLASS_LAYERS = ("classifier.4.", "aux_classifier.4.")
+HEAD_WIDTH, HEAD_DROPOUT = 256, 0.1
+
+
+def build_model(config: Config, extras: dict[str, Any] | None = None) -> nn.Module:
+    """DeepLabV3 for the known classes of the config's data set, randomly initialised from its seed.
+
+    With ``outlier_epochs`` it has an ``outlier_head``. ``extras`` of a checkpoint do not shape it.
+    """
+    settings.seed_everything(config.seed)
+    classes = len(dataset_class(config.dataset).classes)
+    if not classes:
+        raise settings.InputError(f"{config.dataset} names no classes to train on; use it with `evaluate` only")
+    model = deeplabv3(config.backbone, classes, config.output_stride, config.width)
+    if config.outlier_epochs:
+        model.outlier_head = build_outlier_head(config.backbone, model.backbone)
+    return model
+
+
+def from_state_dict(config: Config, state: dict[str, Tensor], source: Path | str) -> tuple[Config, nn.Module]:
+    """The model of a bare torchvision state dict, and its config: it has no outlier head."""
+    config = replace(config, outlier_epochs=0)
+    model = build_model(config)
+    load_segmentation(model, state, source)
+    return config, model.eval()
+
+
+# ------------------------------------------------------------------------------------------ structure
+def stages(backbone: str) -> list[str]:
+    """The last module of each resolution, 1/4 to 1/32 of the image's, by its name in a model's backbone."""
+    return [name.removeprefix("features.") for name in backbones.BACKBONES[backbone].stages]
 
 
 def deeplabv3(backbone: str, num_classes: int, output_stride: int, width: float = 1.0) -> DeepLabV3:
     """A randomly initialised DeepLabV3 with both heads.
 
-    ``forward`` maps images (B,3,H,W) to ``{"out", "aux"}``, logits (B,num_classes,H,W) each. InputError for
-    an unknown backbone or stride.
-    ``output_stride`` is 8 or 16; ``width`` scales the channels of mobilenet_v2. torchvision's own
-    DeepLabV3-ResNet50 is ``("resnet50", classes, 8)``.
+    ``forward`` maps images (B,3,H,W) to ``{"out", "aux"}``, logits (B,num_classes,H,W) each. ``output_stride`` is 8 or
+    16; ``width`` scales the channels of mobilenet_v2. torchvision's own DeepLabV3-ResNet50 is
+    ``("resnet50", classes, 8)``.
     """
-    if output_stride not in ATROUS_RATES:
-        raise settings.InputError(f"output_stride={output_stride}: expected one of {sorted(ATROUS_RATES)}")
     if backbone == "mobilenet_v2":
-        features, channels, aux_channels = _mobilenet_v2(output_stride, width)
-    elif backbone in BACKBONES:
-        features, channels, aux_channels = _resnet(backbone, output_stride)
+        network = torchvision.models.mobilenet_v2(width_mult=width).features
     else:
-        raise settings.InputError(f"backbone={backbone!r}: expected one of {', '.join(BACKBONES)}")
-    head = DeepLabHead(channels, num_classes, ATROUS_RATES[output_stride])
-    return DeepLabV3(features, head, FCNHead(aux_channels, num_classes))
-
-
-def _resnet(name: str, output_stride: int):
-    if name == "resnet50":
-        net = torchvision.models.resnet50(replace_stride_with_dilation=[False, output_stride == 8, True])
-    else:  # torchvision's two-convolution blocks refuse dilation, so it is put in afterwards
-        net = torchvision.models.resnet18()
-        _dilate(net.layer4, 4 if output_stride == 8 else 2)
-        if output_stride == 8:
-            _dilate(net.layer3, 2)
-    features = IntermediateLayerGetter(net, {"layer4": "out", "layer3": "aux"})
-    return features, net.fc.in_features, net.fc.in_features // 2
-
-
-def _mobilenet_v2(output_stride: int, width: float):
-    blocks = torchvision.models.mobilenet_v2(width_mult=width).features[:-1]  # the last 1x1 serves classification
-    _dilate(blocks[14:], 4 if output_stride == 8 else 2)
+        network = torchvision.models.get_model(backbone)
+    _, fine, middle, deep = stages(backbone)
+    features = IntermediateLayerGetter(network, {deep: "out", middle: "aux"})
+    _dilate(features, middle, deep, 32 // output_stride)
     if output_stride == 8:
-        _dilate(blocks[7:14], 2)
-    features = IntermediateLayerGetter(blocks, {"17": "out", "13": "aux"})
-    return features, blocks[17].out_channels, blocks[13].out_channels
+        _dilate(features, fine, middle, 2)
+    head = DeepLabHead(_channels(features[deep]), num_classes, ATROUS_RATES[output_stride])
+    return DeepLabV3(features, head, FCNHead(_channels(features[middle]), num_classes))
 
 
-def _dilate(blocks: nn.Module, dilation: int) -> None:
-    """Trade the stride of a stage for dilation: same weights, twice the resolution.
+def _dilate(features: nn.ModuleDict, before: str, last: str, dilation: int) -> None:
+    """Trade the stride of the stage that follows ``before`` for dilation: same weights, twice the resolution.
 
     The convolution that had the stride still sees the finer grid of the stage before it, so it keeps half
     the dilation.
     """
-    for module in blocks.modules():
-        if isinstance(module, nn.Conv2d):
-            strided = module.stride == (2, 2)
-            module.stride = (1, 1)
-            if module.kernel_size == (3, 3):
-                rate = dilation // 2 if strided else dilation
-                module.dilation = module.padding = (rate, rate)
+    names = list(features)
+    for name in names[names.index(before) + 1 : names.index(last) + 1]:
+        for module in features[name].modules():
+            if isinstance(module, nn.Conv2d):
+                strided = module.stride == (2, 2)
+                module.stride = (1, 1)
+                if module.kernel_size == (3, 3):
+                    rate = dilation // 2 if strided else dilation
+                    module.dilation = module.padding = (rate, rate)
 
 
-def load_pretrained(model: DeepLabV3, backbone: str, pretrained: str, file: Path | str | None) -> None:
-    """Fill the model from ``file``, or from torchvision online: ``imagenet`` (backbone) or ``coco`` (all but
-    the class layers, resnet50 only). ``none`` leaves it as it is, and refuses a file.
+def _channels(stage: nn.Module) -> int:
+    """Channels of a stage's output: its last normalisation has as many."""
+    return [module for module in stage.modules() if isinstance(module, nn.BatchNorm2d)][-1].num_features
+
+
+def layer_outputs(backbone: nn.ModuleDict, names: Sequence[str], images: Tensor) -> dict[str, Tensor]:
+    """Outputs of the named modules of a backbone whose modules run one after the other; images (B,3,H,W)."""
+    outputs, x = {}, images
+    for name, module in backbone.items():
+        x = module(x)
+        if name in names:
+            outputs[name] = x
+    return outputs
+
+
+class OutlierHead(nn.Module):
+    """Features of several depths, dict of (B,C,h,w) -> logits (B,h,w) of "anomalous", at the deepest's resolution.
+
+    Finer features are averaged down to it. ``names`` and ``channels`` say which, in order.
     """
-    if pretrained == "none":
-        if file:
-            raise settings.InputError(f"{file} would not be used: set pretrained=imagenet or coco")
-    elif pretrained == "coco":
-        weights = segmentation.DeepLabV3_ResNet50_Weights.DEFAULT
-        load_segmentation(model, checkpoints.pretrained(weights, file), file or weights, drop=True)
-    elif pretrained == "imagenet":
-        weights = torchvision.models.get_model_weights(backbone).DEFAULT
-        _load_backbone(model, checkpoints.pretrained(weights, file), file or weights)
-    else:
-        raise settings.InputError(f"pretrained={pretrained!r}: expected none, imagenet or coco")
+
+    def __init__(self, names: Sequence[str], channels: Sequence[int]):
+        super().__init__()
+        self.names = tuple(names)
+        self.net = nn.Sequential(
+            nn.BatchNorm2d(sum(channels), affine=False),
+            nn.Dropout(HEAD_DROPOUT),
+            nn.Conv2d(sum(channels), HEAD_WIDTH, 1),
+            nn.ReLU(),
+            nn.Dropout(HEAD_DROPOUT),
+            nn.Conv2d(HEAD_WIDTH, HEAD_WIDTH // 4, 3, padding=1, padding_mode="replicate"),
+            nn.ReLU(),
+            nn.Conv2d(HEAD_WIDTH // 4, 1, 1),
+        )
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        size = features[self.names[-1]].shape[-2:]
+        averaged = [F.adaptive_avg_pool2d(features[name].float(), size) for name in self.names]
+        return self.net(torch.cat(averaged, 1))[:, 0]
 
 
-def _load_backbone(model: DeepLabV3, state: dict, source) -> None:
-    state = {name.removeprefix("features."): tensor for name, tensor in state.items()}
-    own = model.backbone.state_dict()
-    checkpoints.load_weights(model.backbone, {n: t for n, t in state.items() if n in own}, source)
-
-
-def load_segmentation(model: DeepLabV3, state: dict, source, drop: bool = False) -> None:
-    """Load a torchvision-named DeepLabV3 state dict.
-
-    An auxiliary head of another shape (an old checkpoint's) is dropped with a line saying so; with ``drop``
-    the main class layer too. Anything else that differs is an error.
-    """
-    own = model.state_dict()
-    optional = ("aux_classifier.", "classifier.4.") if drop else ("aux_classifier.",)
-    names = own.keys() | state.keys()
-    misfits = {n for n in names if n.startswith(optional) and _shape(own, n) != _shape(state, n)}
-    if misfits:
-        print(f"{source}: left out {', '.join(sorted(misfits))}: absent or of another shape")
-    kept = {n: t for n, t in state.items() if n not in misfits}
-    checkpoints.load_weights(model, kept | {n: own[n] for n in misfits if n in own}, source)
-
-
-CLASS_LAYERS = ("classifier.4.", "aux_classifier.4.")
-
-
-def load_by_class(model: DeepLabV3, state: dict, source, theirs: Sequence[str], ours: Sequence[str]) -> list[str]:
-    """Fill a model of the classes ``ours`` from the weights of one of the classes ``theirs``; an outlier head is left.
-
-    Class layers take over the rows whose classes have one name and keep their own otherwise; all else must fit.
-    Returns the names that were found.
-    """
-    kept = [name for name in ours if name in theirs]
-    rows, sources = ([names.index(name) for name in kept] for names in (ours, theirs))
-    own = model.state_dict()
-    state = {name: tensor for name, tensor in state.items() if not name.startswith("outlier_head.")}
-    for name in own.keys() & state.keys():
-        if name.startswith(CLASS_LAYERS) and own[name].shape[1:] == state[name].shape[1:]:
-            own[name][rows] = state[name][sources]
-            state[name] = own[name]
-    checkpoints.load_weights(model, state, source)
-    return kept
-
-
-def _shape(state: dict, name: str) -> torch.Size | None:
-    return state[name].shape if name in state else None
-
-
-def segmentation_loss(
-    model: nn.Module, batch: dict, class_weights: torch.Tensor | None, aux_weight: float, ignore: int
-) -> torch.Tensor:
-    """Cross-entropy of the main head + ``aux_weight`` x that of the auxiliary head, over labelled pixels."""
-    outputs = model(batch["image"])
-    main, aux = (F.cross_entropy(outputs[head].float(), batch["mask"], class_weights, ignore_index=ignore)
-                 for head in ("out", "aux"))  # fmt: skip
-    return main + aux_weight * aux
+def build_outlier_head(backbone: str, features: nn.ModuleDict) -> OutlierHead:
+    """A head, randomly initialised, that fits the features of a model with this backbone."""
+    names = stages(backbone)
+    return OutlierHead(names, [_channels(features[name]) for name in names])
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, images: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+def infer(model: nn.Module, images: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
     """Logits (B,C,H,W) and the outlier score (B,H,W), None of a model without that head.
 
     float32 at ``size``, bilinear from the model's own resolution; the auxiliary head stays idle.
@@ -163,3 +150,65 @@ def predict(model: nn.Module, images: torch.Tensor, size: tuple[int, int]) -> tu
     features = layer_outputs(model.backbone, head.names, images) if head else {"out": model.backbone(images)["out"]}
     logits = F.interpolate(model.classifier([*features.values()][-1]).float(), size, mode="bilinear")
     return logits, F.interpolate(head(features)[:, None].float(), size, mode="bilinear")[:, 0] if head else None
+
+
+# --------------------------------------------------------------------------------------- weight files
+def load_pretrained(model: DeepLabV3, backbone: str, pretrained: str, file: Path | str | None) -> None:
+    """Fill the model from ``file``, or from torchvision online: ``imagenet`` (backbone) or ``coco`` (all but
+    the class layers, resnet50 only). ``none`` leaves it as it is, and refuses a file.
+    """
+    if pretrained == "coco":
+        weights = segmentation.DeepLabV3_ResNet50_Weights.DEFAULT
+        load_segmentation(model, checkpoints.pretrained(weights, file), file or weights, drop_classes=True)
+    elif pretrained == "imagenet":
+        weights = torchvision.models.get_model_weights(backbone).DEFAULT
+        _load_backbone(model, checkpoints.pretrained(weights, file), file or weights)
+    elif file:
+        raise settings.InputError(f"{file} would not be used: set pretrained=imagenet or coco")
+
+
+def _load_backbone(model: DeepLabV3, state: dict[str, Tensor], source: Any) -> None:
+    state = {name.removeprefix("features."): tensor for name, tensor in state.items()}
+    expected = model.backbone.state_dict().keys()
+    checkpoints.load_weights(model.backbone, {name: state[name] for name in expected & state.keys()}, source)
+
+
+def load_segmentation(model: DeepLabV3, state: dict[str, Tensor], source: Any, drop_classes: bool = False) -> None:
+    """Load a torchvision-named DeepLabV3 state dict.
+
+    An auxiliary head of another shape (an old checkpoint's) is dropped with a line saying so; with ``drop_classes``
+    the main class layer too. Anything else that differs is an error.
+    """
+    fresh = model.state_dict()
+    optional = ("aux_classifier.", "classifier.4.") if drop_classes else ("aux_classifier.",)
+    names = {name for name in fresh.keys() | state.keys() if name.startswith(optional)}
+    misfits = {name for name in names if _shape(fresh, name) != _shape(state, name)}
+    if misfits:
+        print(f"{source}: left out {', '.join(sorted(misfits))}: absent or of another shape")
+    fitting = {name: tensor for name, tensor in state.items() if name not in misfits}
+    checkpoints.load_weights(model, fitting | {name: fresh[name] for name in misfits & fresh.keys()}, source)
+
+
+def _shape(state: dict[str, Tensor], name: str) -> torch.Size | None:
+    return state[name].shape if name in state else None
+
+
+def load_by_class(
+    model: DeepLabV3, state: dict[str, Tensor], source: Any, their_classes: Sequence[str], classes: Sequence[str]
+) -> list[str]:
+    """Fill a model of ``classes`` from the weights of one of ``their_classes``; an outlier head is left.
+
+    Class layers take over the rows whose classes have one name and keep their own otherwise; all else must fit.
+    Returns the names of the classes that were taken over.
+    """
+    shared = [name for name in classes if name in their_classes]
+    rows = [classes.index(name) for name in shared]
+    their_rows = [their_classes.index(name) for name in shared]
+    fresh = model.state_dict()
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("outlier_head.")}
+    for name in fresh.keys() & state.keys():
+        if name.startswith(CLASS_LAYERS) and fresh[name].shape[1:] == state[name].shape[1:]:
+            fresh[name][rows] = state[name][their_rows]
+            state[name] = fresh[name]
+    checkpoints.load_weights(model, state, source)
+    return shared
