@@ -5,15 +5,15 @@ and in front of the glyph are drawn for every image in the same way, whatever it
 """
 
 import math
+from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
 from src import settings
-from src.synthetic.folders import fresh
+from src.synthetic.folders import fresh, run_tasks, save_png
+from src.synthetic.paint import mix, rotate, soften, step, subpixels, to_uint8
 
 VERSION = 1  # raise it whenever a pixel changes, so that old data sets are recognised
 SPLITS = ("train", "test")
@@ -21,17 +21,7 @@ COUNTS = {"train": 100, "test": 25}  # images of a class
 SIZE = 32  # pixels a side
 RADIUS = (7.5, 12)  # pixels: the circle around a glyph
 CONTRAST = 0.45  # least distance between the two inks and the ground, in RGB from 0 to 1
-Y, X = (np.mgrid[: 2 * SIZE, : 2 * SIZE] + 0.5) / 2  # pixels, drawn at twice the image's size
-
-
-def _turned(x, y, angle: float):
-    cos, sin = math.cos(angle), math.sin(angle)
-    return x * cos + y * sin, y * cos - x * sin
-
-
-def _step(edge):
-    """0 where edge (pixels) is negative, 1 where it is positive, linear over half a pixel."""
-    return np.clip(2 * edge + 0.5, 0, 1)
+Y, X = subpixels(SIZE)  # pixels, drawn at twice the image's size
 
 
 def _star(x, y):
@@ -68,18 +58,14 @@ CLASSES = tuple(f"{shape}_{texture}" for shape, texture in product(SHAPES, TEXTU
 
 def _cover(rng, shape: str, middle, radius: float, stretch: float) -> np.ndarray:
     """A shape (2S,2S) in a random direction, 0 outside to 1 inside; middle and radius in pixels."""
-    (x, y), width = _turned(X - middle[0], Y - middle[1], rng.uniform(0, 2 * math.pi)), radius / stretch
-    return _step(SHAPES[shape](x / radius, y / width) * width)
-
-
-def _mix(base, other, share) -> np.ndarray:
-    return base + share * (other - base)
+    (x, y), width = rotate(X - middle[0], Y - middle[1], rng.uniform(0, 2 * math.pi)), radius / stretch
+    return step(SHAPES[shape](x / radius, y / width) * width)
 
 
 def _pattern(rng, texture: str, middle, period: float, inks) -> np.ndarray:
     """A texture (3,2S,2S) in a random direction, in two inks; middle and period in pixels."""
-    x, y = _turned(X - middle[0], Y - middle[1], rng.uniform(0, 2 * math.pi))
-    return _mix(*inks, _step(TEXTURES[texture](x / period, y / period) * period))
+    x, y = rotate(X - middle[0], Y - middle[1], rng.uniform(0, 2 * math.pi))
+    return mix(*inks, step(TEXTURES[texture](x / period, y / period) * period))
 
 
 def _palette(rng) -> np.ndarray:
@@ -96,20 +82,18 @@ def _cluttered(rng, picture, count: int, length: float) -> np.ndarray:
         shape = list(SHAPES)[rng.integers(len(SHAPES))]
         radius, stretch = (length, length) if rng.random() < 0.5 else rng.uniform((1.5, 1), (0.4 * length, 2))
         share = _cover(rng, shape, rng.uniform(0, SIZE, 2), radius, stretch) * rng.uniform(0.5, 1)
-        picture = _mix(picture, rng.uniform(0, 1, (3, 1, 1)), share)
+        picture = mix(picture, rng.uniform(0, 1, (3, 1, 1)), share)
     return picture
 
 
 def _photograph(rng, picture) -> np.ndarray:
     """Light, lens and noise: a picture (3,2S,2S) in 0..1 becomes uint8 (S,S,3)."""
-    slope = rng.uniform(-0.02, 0.02, 2)
-    picture = picture * (1 + slope[0] * (X - SIZE / 2) + slope[1] * (Y - SIZE / 2)) * rng.uniform(0.7, 1.1)
-    picture = picture.reshape(3, SIZE, 2, SIZE, 2).mean((2, 4))
-    soft = np.pad(picture, ((0, 0), (1, 1), (1, 1)), "edge")
-    soft = (soft[:, :-2, 1:-1] + soft[:, 2:, 1:-1] + soft[:, 1:-1, :-2] + soft[:, 1:-1, 2:]) / 4
-    picture = picture + rng.uniform(0, 0.6) * (soft - picture)
-    picture = 0.5 + rng.uniform(0.6, 1) * (picture - 0.5) + rng.normal(0, rng.uniform(0.01, 0.06), picture.shape)
-    return (255 * np.clip(picture, 0, 1) + 0.5).astype(np.uint8).transpose(1, 2, 0)
+    right, down = rng.uniform(-0.02, 0.02, 2)
+    picture = picture * (1 + right * (X - SIZE / 2) + down * (Y - SIZE / 2)) * rng.uniform(0.7, 1.1)
+    picture = picture.reshape(3, SIZE, 2, SIZE, 2).mean((2, 4)).transpose(1, 2, 0)
+    picture = soften(picture, rng.uniform(0, 0.6))
+    contrast, grain = rng.uniform(0.6, 1), rng.normal(0, rng.uniform(0.01, 0.06), (3, SIZE, SIZE))
+    return to_uint8(255 * (mix(0.5, picture, contrast) + grain.transpose(1, 2, 0)))
 
 
 def render(name: str, number: int, split: str) -> np.ndarray:
@@ -121,28 +105,30 @@ def render(name: str, number: int, split: str) -> np.ndarray:
         raise settings.InputError(f"no glyph {split}/{name}: splits are {SPLITS}, classes are {', '.join(CLASSES)}")
     rng = np.random.default_rng([CLASSES.index(name), SPLITS.index(split), number])
     (shape, texture), (ground, *inks) = name.split("_"), _palette(rng)
-    faint, weave = np.clip(ground + rng.normal(0, 0.2, (3, 1, 1)), 0, 1), list(TEXTURES)[rng.integers(len(TEXTURES))]
-    picture = _pattern(rng, weave, rng.uniform(0, SIZE, 2), rng.uniform(3.6, 8), (ground, faint))
+    faint_ink = np.clip(ground + rng.normal(0, 0.2, (3, 1, 1)), 0, 1)
+    ground_texture = list(TEXTURES)[rng.integers(len(TEXTURES))]
+    picture = _pattern(rng, ground_texture, rng.uniform(0, SIZE, 2), rng.uniform(3.6, 8), (ground, faint_ink))
     picture = _cluttered(rng, picture, rng.integers(3, 9), 13)
     radius = rng.uniform(*RADIUS)
     middle = rng.uniform(0.8 * radius, SIZE - 0.8 * radius, 2)
     glyph = _pattern(rng, texture, middle + rng.normal(0, 1, 2), rng.uniform(3.8, 5.5), inks)
-    picture = _mix(picture, glyph, _cover(rng, shape, middle, radius, rng.uniform(0.8, 1.25)))
+    picture = mix(picture, glyph, _cover(rng, shape, middle, radius, rng.uniform(0.8, 1.25)))
     return _photograph(rng, _cluttered(rng, picture, rng.integers(0, 4), 8))
 
 
-def write_dataset(root: Path, counts=COUNTS) -> None:
+def _write(image: tuple[str, str, int], folder: Path) -> None:
+    split, name, number = image
+    save_png(render(name, number, split), folder / split / name / f"{number:03d}.png")
+
+
+def write_dataset(root: Path, counts=COUNTS, workers: int | None = None) -> None:
     """Write root/{train,test}/<class>/NNN.png, counts[split] images of every class.
 
-    All is written to <root>.partial, which takes root's place at the end; a data set of this version and counts is
-    kept. Raises InputError if root holds anything but a data set written here.
+    For workers see `folders.run_tasks`. A data set of this version and counts is kept. Raises InputError as
+    `folders.fresh` does.
     """
-    with fresh(root, "glyphs", VERSION, counts=dict(counts)) as unfinished:
-        if unfinished is None:
+    with fresh(root, "glyphs", VERSION, counts=dict(counts)) as folder:
+        if folder is None:
             return
-        folders = list(product(SPLITS, CLASSES))
-        for split, name in tqdm(folders, "glyphs", disable=None):
-            (unfinished / split / name).mkdir(parents=True)
-            for number in range(counts[split]):
-                image = Image.fromarray(render(name, number, split))
-                image.save(unfinished / split / name / f"{number:03d}.png", compress_level=4)
+        images = [(split, name, i) for split, name in product(SPLITS, CLASSES) for i in range(counts[split])]
+        run_tasks(partial(_write, folder=folder), images, "glyphs", workers)

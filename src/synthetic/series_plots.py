@@ -6,24 +6,20 @@ the upper and right border, cut to its contents.
 
 from functools import cache, partial
 from itertools import product
-from multiprocessing import get_context
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import matplotlib.style
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from src import settings
-from src.synthetic.folders import fresh
+from src.synthetic.folders import fresh, run_tasks
 from src.synthetic.time_series import CLASSES, VERSION, Series, generate, write_csv, write_metadata
 
 COUNTS = {"train": 140, "val": 20, "test": 40}  # series of a class
 BLUE = (31, 119, 180)  # #1f77b4
 DPI = 100
-SIDES = ("left", "bottom", "right", "top")
 
 
 @cache
@@ -37,6 +33,7 @@ def _figure() -> Figure:
     axes.set_ylabel("Value", fontsize=12)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[:].set_in_layout(False)  # they lie within what ticks and labels take: measuring them takes time
     return figure
 
 
@@ -49,15 +46,16 @@ def draw(values: np.ndarray, path: Path) -> None:
         axes.lines[0].set_data(np.arange(len(values)), values)
         axes.relim()
         axes.autoscale_view()
-        # tight_layout starts from the layout it finds: from the last plot's, it would depend on which one that was
-        figure.subplots_adjust(**{side: matplotlib.rcParams[f"figure.subplot.{side}"] for side in SIDES})
+        # tight_layout starts from the layout of the last plot: reset it
+        sides = ("left", "bottom", "right", "top")
+        figure.subplots_adjust(**{side: matplotlib.rcParams[f"figure.subplot.{side}"] for side in sides})
         figure.tight_layout()
+        figure.set_layout_engine(None)  # with an engine, even a spent one, savefig draws everything twice
         box = figure.get_tightbbox(figure.canvas.get_renderer()).padded(0.1)  # "tight" would lay all out once more
         figure.savefig(path, dpi=DPI, bbox_inches=box)
 
 
 def _write(task: tuple[str, str, int], root: Path, seed: int) -> tuple[str, Series]:
-    """Write a series and its plot below root; returns the name of both files and the series."""
     split, label, number = task
     series, name = generate(label, number, split, seed), f"{split}/{label}/{number:03d}"
     draw(series.values, root / f"{name}.png")
@@ -68,15 +66,12 @@ def _write(task: tuple[str, str, int], root: Path, seed: int) -> tuple[str, Seri
 def write_dataset(root: Path, seed: int = settings.SEED, counts=COUNTS, workers: int | None = None) -> None:
     """Write root/<split>/<class>/NNN.png, the same series as NNN.csv, and root/metadata.json.
 
-    counts has the keys of COUNTS; workers is the number of processes (None: one a core; 1: this one), which the files
-    do not depend on. All is written to <root>.partial, which takes root's place at the end; a data set of this
-    version, seed and counts is kept. Raises InputError if root holds anything but a data set written here.
+    counts has the keys of COUNTS; for workers see `folders.run_tasks`. A data set of this version, seed and counts is
+    kept. Raises InputError as `folders.fresh` does.
     """
-    with fresh(root, "series", VERSION, seed=seed, counts=dict(counts)) as unfinished:
-        if unfinished is None:
+    with fresh(root, "series", VERSION, seed=seed, counts=dict(counts)) as folder:
+        if folder is None:
             return
         tasks = [(split, label, number) for split, label in product(counts, CLASSES) for number in range(counts[split])]
-        make_pool = ThreadPool if workers == 1 else get_context("spawn").Pool
-        with make_pool(workers) as pool:
-            written = pool.imap(partial(_write, root=unfinished, seed=seed), tasks, 4)
-            write_metadata(dict(tqdm(written, "series", len(tasks), disable=None)), unfinished / "metadata.json", seed)
+        written = run_tasks(partial(_write, root=folder, seed=seed), tasks, "series", workers)
+        write_metadata(dict(written), folder / "metadata.json", seed)

@@ -5,35 +5,35 @@ perspective and occlusion hold by construction. The canvas has twice the image's
 sub-pixels in the end, labels are not, and mask edges stay crisp.
 """
 
+import math
+
 import numpy as np
-from PIL import ImageColor
+
+from src.synthetic.paint import mix, noise
 
 CLEAR, DECAL = 255, 254  # labels of a surface: nothing is here; colour only, the label below stays
 NEAR = 0.4  # metres; nothing closer is drawn
 X, UP, Z = np.eye(3)
 
 
-def rgb(text: str) -> np.ndarray:
-    """Colours as hex codes to float32 in 0..1: (3,) for one, (n, 3) for n codes between blanks."""
-    return np.squeeze(np.array([ImageColor.getrgb(code) for code in text.split()], np.float32) / 255)
-
-
-def _noise(power: float, seed: int):
+def _pattern(power: float, seed: int):
     """Noise of unit variance, amplitudes 1 / frequency**power, as f(u, v) of period 256 and constant in unit cells."""
-    spectrum = np.fft.rfft2(np.random.default_rng(seed).standard_normal((256, 256)))
-    radius = np.hypot(np.fft.fftfreq(256)[:, None], np.fft.rfftfreq(256)[None])
-    radius[0, 0] = np.inf  # no mean
-    tile = np.fft.irfft2(spectrum / radius**power)
-    tile = (tile / tile.std()).astype(np.float32)
-    return lambda u, v: tile[np.floor(u).astype(np.int32) & 255, np.floor(v).astype(np.int32) & 255]
+    tile = noise(np.random.default_rng(seed), power, 256, np.float64).astype(np.float32).ravel()
+
+    def at(u, v):
+        row, column = np.floor(u).astype(np.int32) & 255, np.floor(v).astype(np.int32) & 255
+        return tile[256 * row + column]
+
+    return at
 
 
-cloudy, grainy = _noise(1.4, 0), _noise(0.4, 1)
+cloudy, grainy = _pattern(1.4, 0), _pattern(0.4, 1)
 
 
 def cross(a, b) -> np.ndarray:
     """Cross product of two vectors (3,); NumPy's own takes ten times as long on so few numbers."""
-    return np.array([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])
+    (ax, ay, az), (bx, by, bz) = a.tolist(), b.tolist()
+    return np.array([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx])
 
 
 def jitter(rng, colour, amount=0.12) -> np.ndarray:
@@ -42,9 +42,14 @@ def jitter(rng, colour, amount=0.12) -> np.ndarray:
     return np.clip(colour, 0.02, 1).astype(np.float32)
 
 
-def paint(colour, tone, label, alpha=1.0):
-    """What a surface returns: colour (3,) times tone (N,), label (N,) or int, opacity (N,) or float."""
+def shade(colour, tone, label, alpha=1.0):
+    """What a surface returns: colour (3,) times tone (N,), label (N,) or int, opacity float, or (N,) of one label."""
     return colour * np.asarray(tone)[:, None], label, alpha
+
+
+def _span(places, side: int) -> slice:
+    """The pixels of 0..side that some places lie in, and one more on either side."""
+    return slice(max(0, math.floor(min(places)) - 1), max(0, min(side, math.ceil(max(places)) + 1)))
 
 
 class Canvas:
@@ -58,33 +63,39 @@ class Canvas:
         self.ahead = np.array([np.sin(yaw) * np.cos(pitch), -np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
         self.right = np.array([np.cos(yaw), 0.0, -np.sin(yaw)])
         self.above = cross(self.ahead, self.right)
+        self.axes = np.stack([self.right, self.above, self.ahead], 1)
         self.columns = ((np.arange(width) + 0.5 - width / 2) / self.focal).astype(np.float32)[None]
         self.rows = ((height / 2 - np.arange(height) - 0.5) / self.focal).astype(np.float32)[:, None]
-        self.rgb, self.label = np.zeros((height, width, 3), np.float32), np.zeros((height, width), np.uint8)
+        self.rgb = np.zeros((height, width, 3), np.float32)
+        self.label = np.zeros((height, width), np.uint8)
         self.depth = np.full((height, width), np.inf, np.float32)
         azimuth, elevation = rng.uniform(-np.pi, np.pi), rng.uniform(0.35, 0.9)
         self.sun = np.array([np.sin(azimuth), np.tan(elevation), np.cos(azimuth)]) * np.cos(elevation)
 
-    def on_rays(self, vector, box=(slice(None), slice(None))) -> np.ndarray:
-        """Dot product of a world vector with the ray (of depth 1) of every pixel of the box."""
-        flat = self.columns[:, box[1]] * np.float32(vector @ self.right) + np.float32(vector @ self.ahead)
-        return flat + self.rows[box[0]] * np.float32(vector @ self.above)
+    def on_rays(self, vectors, box=(slice(None), slice(None))) -> np.ndarray:
+        """Dot products (n,h,w) of world vectors (n,3) with the rays, of depth 1, of the pixels of a box."""
+        right, above, ahead = (vectors @ self.axes).astype(np.float32).T[..., None, None]
+        return self.columns[:, box[1]] * right + ahead + self.rows[box[0]] * above
 
-    def project(self, points) -> np.ndarray:
-        """World points (N, 3) in metres to (N, 3): column, row (sub-pixels) and depth (metres)."""
-        seen = (points - self.eye) @ np.stack([self.right, self.above, self.ahead], 1)
-        middle = np.array(self.depth.shape[::-1]) / 2
-        return np.hstack([middle + seen[:, :2] * (1, -1) * self.focal / np.maximum(seen[:, 2:], NEAR), seen[:, 2:]])
+    def project(self, point) -> tuple[float, float]:
+        """Row and column, in sub-pixels, of a point (3,) of the world that lies before the camera."""
+        return self._pixel(*((point - self.eye) @ self.axes).tolist())
 
-    def _bounds(self, corners):
-        """Slices of the pixels that may see a polygon: none behind the camera, all where it crosses its plane."""
-        pixels, limits = self.project(corners), np.array(self.depth.shape[::-1])
-        before = pixels[:, 2] >= NEAR
-        low, high = np.zeros(2), limits * before.any()
-        if before.all():
-            low, high = np.floor(pixels[:, :2].min(0)), np.ceil(pixels[:, :2].max(0))
-        (left, top), (end, bottom) = np.clip([low, high], 0, limits).astype(int)
-        return slice(top, bottom), slice(left, end)
+    def _pixel(self, right, above, ahead):
+        height, width = self.depth.shape
+        return height / 2 - self.focal * above / ahead, width / 2 + self.focal * right / ahead
+
+    def _box(self, corners):
+        """Slices of the pixels that may see a polygon (n,3), of which only what lies beyond NEAR is drawn; or None."""
+        seen, pixels = ((corners - self.eye) @ self.axes).tolist(), []
+        for start, end in zip(seen, seen[1:] + seen[:1], strict=True):
+            if start[2] >= NEAR:
+                pixels.append(self._pixel(*start))
+            if (start[2] >= NEAR) != (end[2] >= NEAR):  # an edge that comes too close is cut
+                share = (NEAR - start[2]) / (end[2] - start[2])
+                pixels.append(self._pixel(*(mix(a, b, share) for a, b in zip(start, end, strict=True))))
+        spans = [_span(places, side) for places, side in zip(zip(*pixels, strict=True), self.depth.shape, strict=False)]
+        return tuple(spans) if all(span.start < span.stop for span in spans) and spans else None
 
     def lit(self, normal) -> np.ndarray:
         """Light (RGB) that a surface with this unit normal receives from sky and sun."""
@@ -92,26 +103,37 @@ class Canvas:
         return self.weather.ambient * ambient + self.weather.sun * sun
 
     def quad(self, origin, along, up, extent, surface, normal=None) -> None:
-        """Paint a rectangle from its corner along two unit vectors; surface(u, v) returns what `paint` does."""
-        box = self._bounds(np.array([origin + a * along + b * up for a in (0, extent[0]) for b in (0, extent[1])]))
-        plane, offset = cross(along, up), self.eye - origin
+        """Paint a rectangle from its corner along two unit vectors; surface(u, v) returns what `shade` does."""
+        width, height = extent[0] * along, extent[1] * up
+        box = self._box(np.array([origin, origin + width, origin + width + height, origin + height]))
+        if box is None:
+            return
+        rgb, labels, depths = self.rgb[box], self.label[box], self.depth[box]
+        plane = cross(along, up)
+        directions = np.stack([plane, along, up])
+        distance, u_eye, v_eye = (directions @ (self.eye - origin)).tolist()  # of the camera
+        toward_plane, along_u, along_v = self.on_rays(directions, box)
         with np.errstate(divide="ignore", invalid="ignore"):  # rays parallel to the plane never hit it
-            depth = np.float32(-(plane @ offset)) / self.on_rays(plane, box)
-            u = np.float32(offset @ along) + depth * self.on_rays(along, box)
-            v = np.float32(offset @ up) + depth * self.on_rays(up, box)
-            hit = (depth > NEAR) & (u >= 0) & (u <= extent[0]) & (v >= 0) & (v <= extent[1])
-        hit &= depth < self.depth[box]
+            depth = -distance / toward_plane
+            u = u_eye + depth * along_u
+            v = v_eye + depth * along_v
+            hit = (depth > NEAR) & (depth < depths)
+            hit &= (u >= 0) & (u <= extent[0]) & (v >= 0) & (v <= extent[1])
         if not hit.any():
             return
         colour, label, alpha = surface(u[hit], v[hit])
-        label = np.broadcast_to(np.asarray(label, np.uint8), len(colour))
-        keep = label != CLEAR
-        hit[hit] = keep
-        light = self.lit(plane * np.sign(plane @ offset) if normal is None else normal)
-        old, alpha = self.rgb[box][hit], np.broadcast_to(alpha, len(keep))[keep, None]
-        self.rgb[box][hit] = old + alpha * (colour[keep] * light - old)
-        self.label[box][hit] = np.where(label[keep] == DECAL, self.label[box][hit], label[keep])
-        self.depth[box][hit] = depth[hit]
+        if np.ndim(label):
+            solid = label != CLEAR
+            hit[hit] = solid
+            colour, label = colour[solid], label[solid]
+        if np.ndim(alpha):
+            alpha = alpha[:, None]
+        below = rgb[hit]
+        light = self.lit(plane * np.sign(distance) if normal is None else normal)
+        rgb[hit] = mix(below, colour * light, alpha)
+        if np.ndim(label) or label != DECAL:
+            labels[hit] = label
+        depths[hit] = depth[hit]
 
     def facing(self, foot, width, height, surface) -> None:
         """Paint an upright rectangle turned to the camera; foot (3,) is the middle of its lower edge."""
@@ -120,12 +142,16 @@ class Canvas:
     def block(self, foot, axis, size, colour, label) -> None:
         """Paint a box of size (length, height, width); axis is the unit direction of its length."""
         (length, height, width), across = size, cross(UP, axis)
+
+        def surface(u, v):
+            return shade(colour, 0.95 + 0.06 * grainy(u * 20, v * 20), label)
+
         corner = foot - axis * length / 2 - across * width / 2
         end = corner + axis * length * ((self.eye - foot) @ axis > 0)
         flank = corner + across * width * ((self.eye - foot) @ across > 0)
-        top = corner + UP * height, axis, across, (length, width)
-        for face in ((end, across, UP, (width, height)), (flank, axis, UP, (length, height)), top):
-            self.quad(*face, lambda u, v: paint(colour, 0.95 + 0.06 * grainy(u * 20, v * 20), label))
+        self.quad(end, across, UP, (width, height), surface)
+        self.quad(flank, axis, UP, (length, height), surface)
+        self.quad(corner + UP * height, axis, across, (length, width), surface)
 
     def shadow(self, foot, axis, length, width, strength=0.6) -> None:
         """Darken the ground softly under a thing of this footprint, drawn out away from the sun."""
@@ -134,7 +160,7 @@ class Canvas:
 
         def surface(u, v):
             radius = (2 * u / length - 1) ** 4 + (2 * v / width - 1) ** 4
-            return paint(np.zeros(3), u, DECAL, strength * np.clip(1.4 * (1 - radius), 0, 1))
+            return shade(np.zeros(3), u, DECAL, strength * np.clip(1.4 * (1 - radius), 0, 1))
 
         middle = foot * (1, 0, 1) + 0.01 * UP + shift / 2
         self.quad(middle - axis * length / 2 - across * width / 2, axis, across, (length, width), surface)

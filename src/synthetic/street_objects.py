@@ -8,7 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from src.synthetic.street_canvas import CLEAR, UP, X, cloudy, cross, grainy, jitter, paint, rgb
+from src.synthetic.paint import rgb
+from src.synthetic.street_canvas import CLEAR, UP, X, cloudy, cross, grainy, jitter, shade
 
 SKY, BUILDING, FENCE, OTHER, PEDESTRIAN, POLE, LINE, ROAD, SIDEWALK, VEGETATION, CAR, WALL, SIGN = range(13)
 # fmt: off
@@ -114,7 +115,7 @@ def draw_building(canvas, town, rng, at, axis, width, side):
         return out, np.where(v < height + slope * (1 - np.abs(2 * u / length - 1)), BUILDING, CLEAR), 1.0
 
     def tools(u, v):
-        return paint(trim * 1.2, 0.9 + 0.1 * (v % 0.5 < 0.3) + 0.05 * grainy(u * 3, v * 3), BUILDING)
+        return shade(trim * 1.2, 0.9 + 0.1 * (v % 0.5 < 0.3) + 0.05 * grainy(u * 3, v * 3), BUILDING)
 
     out, corner = side * cross(UP, axis), at - axis * width / 2
     canvas.shadow(at + out * depth / 2, axis, width, depth)
@@ -221,17 +222,17 @@ def draw_boundary(canvas, town, rng, at, axis, width):
 
     def fence(u, v):
         solid = (u % gap < gap * 0.55) | (np.abs(v - 0.25) < 0.06) | (np.abs(v - height + 0.2) < 0.06)
-        return paint(bars, 0.9 + 0.1 * (u % gap < gap * 0.3), FENCE, np.where(solid, 1.0, 0.2))
+        return shade(bars, 0.9 + 0.1 * (u % gap < gap * 0.3), FENCE, np.where(solid, 1.0, 0.2))
 
     def wall(u, v):
         stones = 0.06 * grainy(u * 3 + 0.5 * (v // 0.2 % 2), v / 0.2) - 0.12 * (v % 0.4 < 0.07)
         stains = 0.05 * cloudy(u * 6 + salt, v * 6) + 0.15 * (v > height - 0.12)
-        return paint(plaster, 0.75 + 0.2 * np.minimum(v, 1) + stones + stains, WALL)
+        return shade(plaster, 0.75 + 0.2 * np.minimum(v, 1) + stones + stains, WALL)
 
     def hedge(u, v):
         top = height - 0.15 + 0.1 * cloudy(u * 8, v * 0 + salt)
         tone = 0.7 + 0.25 * v / height + 0.16 * grainy(u * 18 + salt, v * 18)
-        return paint(town.leaf * 0.9, tone, np.where(v < top, VEGETATION, CLEAR))
+        return shade(town.leaf * 0.9, tone, np.where(v < top, VEGETATION, CLEAR))
 
     canvas.shadow(at, axis, width, 0.5, 0.4)
     canvas.quad(at - axis * width / 2, axis, UP, (width, height), (fence, wall, hedge)[kind])
@@ -258,7 +259,7 @@ def draw_post(canvas, town, rng, at, axis, side):
         return out, np.where(reach < 1, SIGN, CLEAR), 1.0
 
     canvas.shadow(at, axis, 0.4, 0.4)
-    canvas.facing(at, thick, height, lambda u, v: paint(grey, 1.1 - 0.6 * np.abs(u / thick - 0.35), POLE))
+    canvas.facing(at, thick, height, lambda u, v: shade(grey, 1.1 - 0.6 * np.abs(u / thick - 0.35), POLE))
     if kind == 0:
         canvas.block(at + UP * (height - 0.12) + inward * 0.8, inward, (1.7, 0.14, 0.14), grey, POLE)
         canvas.block(at + UP * (height - 0.22) + inward * 1.7, inward, (0.7, 0.16, 0.3), rgb("#d9d6c2"), POLE)
@@ -326,6 +327,6 @@ def draw_skyline(canvas, town, rng):
 
     def surface(u, v):
         top = tall + 2.2 * cloudy(u / 4 + salt, u * 0) + 0.5 * grainy(u * 2, u * 0)
-        return paint(leaf, 0.8 + 0.12 * grainy(u * 2, v * 2), np.where(v < top, VEGETATION, CLEAR))
+        return shade(leaf, 0.8 + 0.12 * grainy(u * 2, v * 2), np.where(v < top, VEGETATION, CLEAR))
 
     canvas.quad(np.array([-300.0, 0, 160]), X, UP, (600, 30), surface)

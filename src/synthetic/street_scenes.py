@@ -7,18 +7,15 @@ weather, and in test it holds objects that belong to none of the known classes. 
 import json
 from collections import namedtuple
 from functools import partial
-from multiprocessing import get_context
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
 from src import settings
-from src.synthetic.folders import fresh
+from src.synthetic.folders import fresh, run_tasks, save_png
+from src.synthetic.paint import halve, mix, rgb, soften, to_uint8
 from src.synthetic.street_anomalies import add_anomalies
-from src.synthetic.street_canvas import UP, Canvas, X, Z, cloudy, rgb
+from src.synthetic.street_canvas import UP, Canvas, X, Z, cloudy
 from src.synthetic.street_objects import LINE, ROAD, Street, draw_skyline, furnish
 
 VERSION = 4  # raise it whenever a scene's pixels change, so that old data sets are recognised
@@ -52,35 +49,38 @@ WEATHERS = {
 def draw_sky(canvas, rng):
     """Fill what no ray has hit: a gradient, the glow of the sun and flat clouds in perspective."""
     weather, empty = canvas.weather, np.isinf(canvas.depth)
-    rays = np.stack([canvas.on_rays(vector)[empty] for vector in (X, UP, Z)], 1)
+    rays = canvas.on_rays(np.stack([X, UP, Z]))[:, empty].T
     rays /= np.linalg.norm(rays, axis=1, keepdims=True)
     climb = np.clip(rays[:, 1:2], 0, 1)
-    out = weather.horizon + climb**0.6 * (weather.zenith - weather.horizon)
-    plane = rays[:, ::2] / (climb + 0.12) * rng.uniform(10, 22) + rng.uniform(0, 256, 2)
-    cover = np.clip(0.55 * cloudy(*plane.T) + 1.4 * weather.clouds - 0.9, 0, 0.85)[:, None]
-    out += cover * (np.clip(weather.ambient * 1.25 + weather.sun * 0.35, 0, 1) - out)
+    sky = mix(weather.horizon, weather.zenith, climb**0.6)
+    place = rays[:, ::2] / (climb + 0.12) * rng.uniform(10, 22) + rng.uniform(0, 256, 2)
+    cover = np.clip(0.55 * cloudy(*place.T) + 1.4 * weather.clouds - 0.9, 0, 0.85)[:, None]
+    sky += cover * (np.clip(weather.ambient * 1.25 + weather.sun * 0.35, 0, 1) - sky)
     glow = np.clip(rays @ canvas.sun, 0, 1)[:, None] ** 24
-    canvas.rgb[empty] = out + 0.35 * glow * weather.sun
+    canvas.rgb[empty] = sky + 0.35 * glow * weather.sun
+
+
+def _reflect(light, canvas):
+    """Add the picture above the horizon, upside down, to a wet road."""
+    horizon = canvas.project(canvas.eye + canvas.ahead * (1e6, 0, 1e6))[0]
+    mirrored = np.clip(2 * horizon - np.arange(len(light)), 0, len(light) - 1).astype(int)
+    road = np.isin(canvas.label, (ROAD, LINE))
+    light[road] += canvas.weather.wet * (light[mirrored][road] - light[road])
 
 
 def develop(canvas, rng) -> np.ndarray:
-    """The camera: haze, wet road, 2x2 averaging, blur, exposure, vignette and noise; returns uint8 (H, W, 3)."""
-    weather, (height, width) = canvas.weather, np.array(canvas.label.shape) // 2
-    clear = np.exp(-weather.haze * np.where(np.isinf(canvas.depth), 0, canvas.depth))[..., None]
-    light = weather.horizon + (canvas.rgb - weather.horizon) * clear
+    """The camera: haze, wet road, 2x2 averaging, blur, exposure, vignette and noise; returns uint8 (H,W,3)."""
+    weather = canvas.weather
+    distance = np.where(np.isinf(canvas.depth), 0, canvas.depth)
+    light = mix(weather.horizon, canvas.rgb, np.exp(-weather.haze * distance)[..., None])
     if weather.wet:
-        skyline = canvas.project((canvas.eye + canvas.ahead * (1e6, 0, 1e6))[None])[0, 1]
-        mirror = np.clip(2 * skyline - np.arange(len(light)), 0, len(light) - 1).astype(int)
-        wet = np.isin(canvas.label, (ROAD, LINE))
-        light[wet] += weather.wet * (light[mirror][wet] - light[wet])
-    light = light.reshape(height, 2, width, 2, 3).mean((1, 3))
-    soft = np.pad(light, ((1, 1), (1, 1), (0, 0)), "edge")
-    soft = (soft[:-2, 1:-1] + soft[2:, 1:-1] + soft[1:-1, :-2] + soft[1:-1, 2:]) / 4
-    light += rng.uniform(0, 0.5) * (soft - light)
+        _reflect(light, canvas)
+    light = soften(halve(light), rng.uniform(0, 0.5))
+    height, width = light.shape[:2]
     y, x = np.linspace(-1, 1, height)[:, None, None], np.linspace(-1, 1, width)[:, None]
     light = light * rng.uniform(0.82, 1.12) * (1 - rng.uniform(0.02, 0.12) * (x * x + y * y))
     light += rng.normal(0, rng.uniform(0.006, 0.02), (height, width, 1)) + rng.normal(0, 0.006, light.shape)
-    return (np.clip(light, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return to_uint8(255 * light)
 
 
 def _town(split, index):
@@ -117,30 +117,24 @@ def _row(split, index, size) -> dict:
     return files | {"width": size[1], "height": size[0]}
 
 
-def _write_scene(task, root, size, seed):
-    image, mask, _ = render_scene(*task, size, seed)
-    row = _row(*task, size)
-    for path, pixels in ((root / row["fpath_img"], image), (root / row["fpath_segm"], mask + 1)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path, compress_level=4)
+def _write_scene(scene, folder, size, seed):
+    image, mask, _ = render_scene(*scene, size, seed)
+    row = _row(*scene, size)
+    save_png(image, folder / row["fpath_img"])
+    save_png(mask + 1, folder / row["fpath_segm"])
 
 
 def write_dataset(root: Path, counts=COUNTS, size=(180, 320), seed=settings.SEED, workers=None) -> None:
     """Write the miniature data set under root in StreetHazards' layout: labels 1..14 and .odgt lists.
 
-    counts maps split to number of scenes, size is (H, W) in pixels; workers is the number of processes (None: one a
-    core; 1: this one), which the files do not depend on. All is written to <root>.partial, which takes root's place at
-    the end; a data set of this version, seed, counts and size is kept. Raises InputError if root holds anything but a
-    data set written here.
+    counts maps split to number of scenes, size is (H,W) in pixels; for workers see `folders.run_tasks`. A data set of
+    this version, seed, counts and size is kept. Raises InputError as `folders.fresh` does.
     """
-    with fresh(root, "scenes", VERSION, seed=seed, counts=dict(counts), size=list(size)) as unfinished:
-        if unfinished is None:
+    with fresh(root, "scenes", VERSION, seed=seed, counts=dict(counts), size=list(size)) as folder:
+        if folder is None:
             return
-        tasks = [(split, index) for split, count in counts.items() for index in range(count)]
-        write = partial(_write_scene, root=unfinished, size=tuple(size), seed=seed)
-        make_pool = ThreadPool if workers == 1 else get_context("spawn").Pool  # one worker draws in this process
-        with make_pool(workers) as pool:
-            list(tqdm(pool.imap_unordered(write, tasks, 4), "scenes", len(tasks), disable=None))
+        scenes = [(split, index) for split, count in counts.items() for index in range(count)]
+        run_tasks(partial(_write_scene, folder=folder, size=tuple(size), seed=seed), scenes, "scenes", workers)
         for split, count in counts.items():
             rows = [_row(split, index, size) for index in range(count)]
-            (unfinished / SPLITS[split].top / SPLITS[split].list).write_text(json.dumps(rows, indent=1))
+            (folder / SPLITS[split].top / SPLITS[split].list).write_text(json.dumps(rows, indent=1))
