@@ -14,7 +14,6 @@ import pickle
 import re
 import zipfile
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -239,13 +238,6 @@ def config_differences(ours: dict, theirs: dict) -> list[str]:
     ]
 
 
-def plain(value: Any) -> Any:
-    """Config values in the form a checkpoint or JSON keeps them: tuples become lists."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
 def require_same_config(config: Config, content: dict, source: Path | str) -> None:
     """Raise CheckpointError listing every setting in which ``config`` and the checkpoint's own differ.
 
@@ -259,28 +251,3 @@ def require_same_config(config: Config, content: dict, source: Path | str) -> No
             + "\n  ".join(differences)
             + "\nuse the same settings or another weights file, or move this one away to train anew"
         )
-
-
-def load_or_train(system: ModuleType, config: Any, root: Path | None, run_training: bool, weights: Path | None = None):
-    """The trained model of a system's config. Three states and no fourth.
-
-    Weights that exist are loaded; what is missing is trained (from ``weights``, if given) if training is on; else
-    CheckpointError names the command that makes it. A file that cannot be loaded never becomes a training run.
-    """
-    path = system.weights_path(config)
-    if not path.exists():
-        if not run_training:
-            command = f"{train_command(system, config, weights)}    (or ./download.sh weights)"
-            raise CheckpointError(f"{path} is missing and training is off. Make it with:\n  {command}")
-        system.train(config, root, weights=weights)
-    require_same_config(config, load(path), path)
-    return system.load(path, config)
-
-
-def train_command(system: ModuleType, config: Any, weights: Path | None = None) -> str:
-    """What trains the model of a system's config that is one of its profiles', from ``weights`` of the project."""
-    name, whole, real = system.__name__.rpartition(".")[2], type(config).full(), config.dataset in system.REAL
-    full = config == whole or (config.dataset == whole.dataset and not real)
-    profile = "full" if full else "real" if real else "mini"
-    start = f" --weights {weights.relative_to(settings.ROOT)}" if weights else ""
-    return f"python -m src {name} train --profile {profile} --dataset {config.dataset}{start}"

@@ -6,7 +6,7 @@ import os
 import pickle
 import resource
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -264,6 +264,15 @@ def test_round_to_fit(tmp_path, monkeypatch, limit, rounded):
 
 
 # ---------------------------------------------------------------------------------------------- config
+@dataclass(frozen=True)
+class Settings(config.Config):
+    REMOVED = {"heads": [1, 2]}
+
+    dataset: str = "mini"
+    seed: int = 1
+    size: tuple[int, ...] = (3, 4)
+
+
 def test_config_differences_are_named():
     assert checkpoints.config_differences(CONFIG, {"seed": 1, "size": [3, 4]}) == []
     assert checkpoints.config_differences(CONFIG | {"lr": 0.1}, {"seed": 2, "size": [3, 4], "old": True}) == [
@@ -299,89 +308,6 @@ def test_a_run_under_way_is_no_finished_model(tmp_path):
         checkpoints.load_finished(path)
     checkpoints.save(path, state(), config={}, extras={"history": []})
     assert checkpoints.load_finished(path)["extras"] == {"history": []}
-
-
-# -------------------------------------------------------------------------------------- load or train
-@dataclass(frozen=True)
-class Settings(config.Config):
-    REMOVED = {"heads": [1, 2]}
-
-    dataset: str = "mini"
-    seed: int = 1
-    size: tuple[int, ...] = (3, 4)
-
-    @classmethod
-    def full(cls):
-        return cls("large", seed=3)
-
-
-class System:
-    """What ``load_or_train`` needs of a system; ``trained``: what train was called with."""
-
-    __name__ = "src.attic"
-    REAL = ("photographs", "parts")
-
-    def __init__(self, folder: Path, leaves: float | None = None):
-        self.folder, self.leaves, self.trained = folder, leaves, []
-
-    def weights_path(self, config: Settings) -> Path:
-        return self.folder / f"{config.dataset}.pth"
-
-    def train(self, config: Settings, root: Path | None, *, weights: Path | None) -> None:
-        self.trained.append((config, root, weights))
-        if self.leaves is not None:
-            plain = checkpoints.plain(asdict(config))
-            checkpoints.save(self.weights_path(config), state(self.leaves), config=plain)
-
-    def load(self, path: Path, fallback: Settings) -> float:
-        return checkpoints.load(path)["weights"]["weight"][0, 0].item()
-
-
-@pytest.mark.parametrize("run_training", [False, True])
-def test_existing_weights_are_loaded(tmp_path, run_training):
-    system = System(tmp_path, 2.0)
-    system.train(Settings(), None, weights=None)
-    assert checkpoints.load_or_train(system, Settings(), None, run_training) == 2 and len(system.trained) == 1
-
-
-def test_missing_weights_are_trained_if_training_is_on(tmp_path):
-    system, start = System(tmp_path, 5.0), settings.ROOT / "assets" / "start.pth"
-    assert checkpoints.load_or_train(system, Settings(), Path("data"), True, start) == 5
-    assert system.trained == [(Settings(), Path("data"), start)]
-    with pytest.raises(CheckpointError, match=r"mini\.pth is not a file"):
-        checkpoints.load_or_train(System(tmp_path / "none"), Settings(), None, True)
-
-
-@pytest.mark.parametrize(
-    ("config", "command"),
-    [
-        (Settings(), "--profile mini --dataset mini"),
-        (Settings("photographs"), "--profile real --dataset photographs"),
-        (Settings("large", seed=9), "--profile full --dataset large"),
-        (Settings("generated"), "--profile mini --dataset generated"),
-    ],
-)
-def test_missing_weights_stop_if_training_is_off(tmp_path, config, command):
-    system = System(tmp_path, 5.0)
-    with pytest.raises(CheckpointError, match=rf"(?s)pth is missing and training is off.*src attic train {command}  "):
-        checkpoints.load_or_train(system, config, None, False)
-    with pytest.raises(CheckpointError, match=rf"{command} --weights assets/start\.pth  "):
-        checkpoints.load_or_train(system, config, None, False, settings.ROOT / "assets" / "start.pth")
-    assert not system.trained
-
-
-@pytest.mark.parametrize("run_training", [False, True])
-def test_a_failed_load_never_becomes_a_training_run(tmp_path, run_training):
-    system = System(tmp_path, 2.0)
-    system.train(Settings(), None, weights=None)
-    path = system.weights_path(Settings())
-    with pytest.raises(CheckpointError, match="seed: 1 in the file, 2 asked for"):
-        checkpoints.load_or_train(system, Settings(seed=2), None, run_training)
-    path.write_bytes(path.read_bytes()[:100])
-    damaged = path.read_bytes()
-    with pytest.raises(CheckpointError, match="damaged"):
-        checkpoints.load_or_train(system, Settings(), None, run_training)
-    assert path.read_bytes() == damaged and len(system.trained) == 1
 
 
 def test_summary_adds_up_histories(tmp_path):

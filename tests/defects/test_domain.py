@@ -1,6 +1,6 @@
 """A backbone fine-tuned on the parts at hand: what it learns from, what it leaves alone, and whose teacher it makes."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -339,7 +339,7 @@ def test_a_checkpoint_older_than_a_setting_has_its_default(folders, monkeypatch)
 
 
 def test_a_setting_that_is_no_more_is_still_refused(folders):
-    content = {"config": {**checkpoints.plain(asdict(SYSTEM)), "gone": 1}, "weights": {}, "extras": {},
+    content = {"config": {**SYSTEM.plain(), "gone": 1}, "weights": {}, "extras": {},
                "format": checkpoints.FORMAT}  # fmt: skip
     checkpoints.write(content, defects.weights_path(SYSTEM))
     with pytest.raises(checkpoints.CheckpointError, match=r"gone: 1 in the file, '\(absent\)' asked for"):

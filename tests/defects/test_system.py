@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def test_training_leaves_weights_and_what_belongs_to_them(house, textures_root):
     assert set(trained.calibration) == set(trained.thresholds) == {"fabric", "tiles"}
     assert "95%" in trained.thresholds["fabric"]["rule"]  # val holds no anomalies
     content = checkpoints.load(trained.source)
-    assert content["config"] == checkpoints.plain(asdict(TINY))
+    assert content["config"] == TINY.plain()
     assert (folder / "runs/defects/mini_fabric_33/last.pth").exists()
     sets = defects.datasets(TINY)
     assert {split: len(part) for split, part in sets["tiles"].items()} == {"train": 6, "val": 1, "test": 6}
@@ -525,6 +525,6 @@ def test_mini_needs_no_download_and_real_takes_data_of_ones_own():
 @pytest.mark.parametrize("profile", ["mini", "real", "full"])
 def test_a_config_survives_its_checkpoint(profile):
     config = getattr(defects.Config, profile)()
-    assert defects.Config.from_plain(checkpoints.plain(asdict(config))) == config
+    assert defects.Config.from_plain(config.plain()) == config
     own = config.of_teacher(65)
-    assert TeacherConfig.from_plain(checkpoints.plain(asdict(own))) == own
+    assert TeacherConfig.from_plain(own.plain()) == own

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -262,7 +262,7 @@ def test_training_writes_a_checkpoint_of_the_best_epoch(root, trained):
     assert list(trained.history) == ["val"] and [row["epoch"] for row in trained.history["val"]] == [1, 2]
     assert all(math.isfinite(row["loss"]) and {"accuracy", "nll"} <= row.keys() for row in trained.history["val"])
     content = checkpoints.load(trained.source)
-    assert content["config"] == checkpoints.plain(asdict(TINY))
+    assert content["config"] == TINY.plain()
     assert content["extras"] == {"history": trained.history, "classes": list(CLASSES), "members": 1}
     found = evaluation.validate(trained.model.members[0], series.datasets(TINY, root)["val"], TINY.flips, TINY)
     assert found["accuracy"] == max(row["accuracy"] for row in trained.history["val"])
@@ -642,7 +642,7 @@ def test_full_is_the_users_recipe():
 
 @pytest.mark.parametrize("config", [series.Config.mini(), series.Config.real(), series.Config.full(), TINY, CROSSED])
 def test_a_config_survives_its_checkpoint(config):
-    assert series.Config.from_plain(json.loads(json.dumps(checkpoints.plain(asdict(config))))) == config
+    assert series.Config.from_plain(json.loads(json.dumps(config.plain()))) == config
 
 
 def test_models_are_built_to_the_config():

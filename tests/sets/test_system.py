@@ -5,7 +5,7 @@ import math
 import re
 import shutil
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -253,7 +253,7 @@ def test_every_head_is_trained(root, tmp_path, base, head):
     assert not same(tensors(start.head), tensors(trained.model.head))
     assert (trained.model.class_layer() is None) == (config.frozen and head != "posterior")
     content = checkpoints.load(trained.source)
-    assert content["config"] == checkpoints.plain(asdict(config))
+    assert content["config"] == config.plain()
     assert content["extras"] == {"history": trained.history, "classes": list(CLASSES)}
 
 
@@ -582,7 +582,7 @@ def test_a_choice_of_classes_is_of_the_models_own_data_set(trained, root, tmp_pa
     """Another one may have none of them."""
     config = replace(TINY, **changes)
     content = checkpoints.load(trained.source)
-    path = checkpoints.save(tmp_path / "some.pth", content["weights"], config=checkpoints.plain(asdict(config)),
+    path = checkpoints.save(tmp_path / "some.pth", content["weights"], config=config.plain(),
                             extras=content["extras"])  # fmt: skip
     some = sets.load(path, config)
     for number, name in enumerate(("gnu", "hen", "ibis")):
@@ -741,7 +741,7 @@ def test_mini_needs_no_download_and_real_takes_data_of_ones_own():
 @pytest.mark.parametrize("config", [sets.Config.mini(), sets.Config.real(), sets.Config.real("folder"),
                                     sets.Config.full(), TINY])  # fmt: skip
 def test_a_config_survives_its_checkpoint(config):
-    assert sets.Config.from_plain(json.loads(json.dumps(checkpoints.plain(asdict(config))))) == config
+    assert sets.Config.from_plain(json.loads(json.dumps(config.plain()))) == config
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
