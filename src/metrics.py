@@ -1,9 +1,14 @@
-"""How well a segmentation fits, and how well a score ranks anomalous pixels.
+"""How well a segmentation fits, how well a score ranks anomalous pixels, and how sure these numbers are.
 
-Everything here is a sufficient statistic: updated image by image, merged over shards or ranks, and turned
-into numbers once, over the whole split; nothing is a mean of batch means. A pixel ranking counts *ordered
-keys*: the 32 bits of a float32, read as an integer that sorts like the float. So scores are never squashed,
-rescaled or clipped, and two scores tie only if they are equal.
+Everything here is a sufficient statistic: updated image by image, merged over shards or ranks, and turned into
+numbers once, over the whole split; nothing is a mean of batch means.
+
+A ranking counts pixels in the bins of a fixed histogram. A bin is the upper `BITS` bits of a float32, read as an
+integer that sorts like the float: 32768 bins a doubling of the score, small or large. So scores are never squashed,
+rescaled or clipped, and rare anomalies stay resolved where bins of equal width swallow them. The pixels of a bin
+count as ties. Every number comes with a certified bound on what that can change.
+
+Histograms are torch tensors on the device of the first scores. Only the CPU has been verified, not CUDA.
 """
 
 from __future__ import annotations
@@ -14,14 +19,21 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from scipy import ndimage
-from torch import distributed
+from torch import Tensor, distributed
 
-_SLICE = 1 << 20  # pixels turned into keys at a time
-_PENDING = 1 << 23  # pixels gathered before they are sorted and counted
-_INFINITE = 0x7F800000  # magnitude bits from which a float32 is infinite or NaN
-_RECALL = 95  # per cent of the anomalous pixels found where FPR95 is read
+BITS = 24  # of a float32, the highest: what tells the bins of a ranking apart
+IMAGE_BITS = 16  # and those of an image's histogram
+RECALL = 95  # per cent of the anomalous pixels detected where FPR95 is read
+_SLICE = 1 << 18  # pixels turned into bins at a time
+_MANTISSA = 23  # bits of a float32; sign and exponent above them make an octave
+_OCTAVES = 1 << 32 - _MANTISSA
+_BINS = 1 << BITS - 32 + _MANTISSA  # of an octave
+_LARGEST_COUNT = torch.iinfo(torch.int32).max  # counts get 64 bits before they exceed it
+_LARGEST_KEY = 0x7F7FFFFF  # magnitude bits of the largest finite float32
+_EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 
 
+# --------------------------------------------------------------------------------- segmentation
 def class_iou(matrix: np.ndarray) -> np.ndarray:
     """IoU of every class, float64 (K,), from a confusion matrix (K, K) whose rows are the truth.
 
@@ -46,7 +58,7 @@ class ConfusionMatrix:
         self.num_classes, self.ignore = num_classes, ignore
         self.matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
 
-    def update(self, prediction: torch.Tensor, target: torch.Tensor) -> None:
+    def update(self, prediction: Tensor, target: Tensor) -> None:
         """Count the pixels of int64 `prediction` and `target`, of one shape, whose target is not `ignore`.
 
         Raises ValueError if the shapes differ or a counted pixel holds anything but 0..num_classes-1.
@@ -89,77 +101,7 @@ def _from_every_rank(state: Any) -> Iterator[Any]:
         yield box[0]
 
 
-def _ordered_keys(scores: np.ndarray) -> np.ndarray:
-    """int32 keys that sort like float32 scores: sign and magnitude become two's complement, so -0 is +0."""
-    bits = scores.view(np.int32)
-    sign = bits >> 31
-    return ((bits & 0x7FFFFFFF) ^ sign) - sign
-
-
-def _scores_of(keys: np.ndarray) -> np.ndarray:
-    """The float32 scores of int64 ordered keys, held to the largest finite float."""
-    magnitude = np.minimum(np.abs(keys), _INFINITE - 1).astype(np.int32).view(np.float32)
-    return np.where(keys < 0, -magnitude, magnitude)
-
-
-def keys_by_class(scores: Any, is_anomaly: Any, call: str) -> list[np.ndarray]:
-    """The int32 keys of [negatives, positives], each in row-major order; `call` names the place in the errors."""
-    scores, is_anomaly = torch.as_tensor(scores).detach(), torch.as_tensor(is_anomaly)
-    if scores.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise TypeError(f"{call}: scores are {scores.dtype}; cast them with .float(), which may make ties")
-    if scores.shape != is_anomaly.shape:
-        raise ValueError(f"{call}: scores {tuple(scores.shape)}, is_anomaly {tuple(is_anomaly.shape)} differ")
-    flat_scores, flat_labels, slices = scores.reshape(-1), is_anomaly.reshape(-1), []
-    for start in range(0, max(1, len(flat_scores)), _SLICE):
-        keys = _ordered_keys(flat_scores[start : start + _SLICE].float().cpu().numpy())
-        labels = flat_labels[start : start + _SLICE].cpu().numpy()
-        if keys.max(initial=0) >= _INFINITE or keys.min(initial=0) <= -_INFINITE:
-            at = start + int(np.argmax((keys >= _INFINITE) | (keys <= -_INFINITE)))
-            place = ", ".join(str(i) for i in np.unravel_index(at, scores.shape))
-            raise ValueError(f"{call}: scores[{place}] is {flat_scores[at].item()}; scores must be finite")
-        if labels.dtype != bool and len(unknown := labels[(labels != 0) & (labels != 1)]):
-            raise ValueError(f"{call}: is_anomaly holds {unknown[0]}; drop ignored pixels, use 0 and 1 only")
-        slices.append((keys[labels == 0], keys[labels == 1]))
-    return [np.concatenate(keys) for keys in zip(*slices, strict=True)]
-
-
-def _run_starts(ascending: np.ndarray) -> np.ndarray:
-    """Indices at which a new value starts."""
-    new = np.ones(len(ascending), dtype=bool)
-    np.not_equal(ascending[1:], ascending[:-1], out=new[1:])
-    return np.flatnonzero(new)
-
-
-class Tally(NamedTuple):
-    """A multiset of keys: the distinct ones, int32 ascending, and how often each occurs, int64, or its weight."""
-
-    keys: np.ndarray = np.empty(0, np.int32)
-    counts: np.ndarray = np.empty(0, np.int64)
-
-    @classmethod
-    def of(cls, keys: np.ndarray) -> Tally:
-        """Count unsorted `keys`, which are sorted in place."""
-        keys.sort()
-        starts = _run_starts(keys)
-        return cls(keys[starts], np.diff(starts, append=len(keys)))
-
-    def merged(self, other: Tally) -> Tally:
-        if not len(self.keys):
-            return other
-        at = np.searchsorted(self.keys, other.keys)
-        known = np.take(self.keys, at, mode="clip") == other.keys
-        counts = self.counts.copy()
-        counts[at[known]] += other.counts[known]
-        at, keys, new_counts = at[~known], other.keys[~known], other.counts[~known]
-        return Tally(np.insert(self.keys, at, keys), np.insert(counts, at, new_counts))
-
-    def coarsened(self, bits: int) -> Tally:
-        """Merge all keys, also repeated ones, that differ in their lowest `bits` bits only."""
-        keys = self.keys >> bits
-        starts = _run_starts(keys)
-        return Tally(keys[starts], np.add.reduceat(self.counts, starts))
-
-
+# -------------------------------------------------------------------------------------- ranking
 class Bounded(NamedTuple):
     """A number and a certified bound on |value - exact value| (beyond float64 rounding, about 1e-15)."""
 
@@ -167,131 +109,203 @@ class Bounded(NamedTuple):
     error: float
 
     @classmethod
-    def between(cls, low: float, high: float) -> Bounded:
-        return cls(float(low + high) / 2, float(high - low) / 2)
+    def within(cls, low: float, value: float, high: float) -> Bounded:
+        return cls(float(value), float(max(high - value, value - low)))
 
 
-class _Bins(NamedTuple):
-    """All the metrics need: the bins that hold positives, by ascending score, int64 (bins,)."""
+class _Steps(NamedTuple):
+    """All the metrics need: the scores (or bins) that hold positives, by ascending score, (steps,)."""
 
-    positives: np.ndarray  # in the bin
-    below: np.ndarray  # negatives under the bin
-    upto: np.ndarray  # negatives under the bin and in it
+    positives: np.ndarray  # number of them, or their weight
+    below: np.ndarray  # negatives that score less
+    upto: np.ndarray  # and with those of the same score
     total_negatives: int
 
+    @classmethod
+    def of(cls, negatives: np.ndarray, positives: np.ndarray) -> _Steps:
+        """From the counts of every bin, (bins,), by ascending score."""
+        upto = np.cumsum(negatives, dtype=np.int64)
+        held = np.flatnonzero(positives)
+        total = int(upto[-1]) if len(upto) else 0
+        return cls(positives[held], upto[held] - negatives[held].astype(np.int64), upto[held], total)
 
-def _metrics(bins: _Bins, exact: bool) -> dict[str, Bounded]:
-    """AUPR, AUROC, FPR95 and best F1, with bounds that hold for every order of the pixels inside a bin.
 
-    `exact` says that a bin is one score, so that its pixels are true ties, treated as scikit-learn does: one
-    threshold for all, hence one precision (step-wise average precision) and a diagonal ROC segment. Otherwise
-    the best order puts a bin's positives first, at one score, all with precision tp / (tp + fp_best). The
-    worst puts them last, at distinct scores: precision rises concavely up to tp / (tp + fp), so the mean of
-    its first and last values bounds its mean from below.
+def _metrics(steps: _Steps, exact: bool = False) -> dict[str, Bounded]:
+    """AUPR, AUROC, FPR95 and best F1 as scikit-learn has them: the pixels of one step tie.
+
+    Unless the steps are `exact`, single scores, the bounds hold for every order of the pixels inside a step. The best
+    order puts its positives first, at one score, all with precision tp / (tp + fp_best). The worst puts them last,
+    at distinct scores: precision rises concavely up to tp / (tp + fp), so the mean of its first and last values bounds
+    its mean from below.
     """
-    p, below, upto = (counts[::-1].astype(np.float64) for counts in bins[:3])
-    total_p, total_n = int(bins.positives.sum()), bins.total_negatives
+    p, below, upto = (counts[::-1].astype(np.float64) for counts in steps[:3])
+    total_p, total_n = int(steps.positives.sum()), steps.total_negatives
     if not total_p or not total_n:
         return dict.fromkeys(("aupr", "auroc", "fpr95", "f1_max"), Bounded(float("nan"), float("nan")))
     tp, fp = np.cumsum(p), total_n - below
-    fp_best, tp_first = (fp, tp) if exact else (total_n - upto, tp - p + 1)
-    best_precision = tp / (tp + fp_best)
-    worst_precision = (tp_first / (tp_first + fp) + tp / (tp + fp)) / 2
-    at = np.searchsorted(tp, -(-_RECALL * total_p // 100))
+    precision = tp / (tp + fp)
     pairs, tied_pairs = float(total_p) * float(total_n), float(p @ (upto - below))
-    won_pairs = float(p @ below) + tied_pairs / 2
-    return {
-        "aupr": Bounded.between(p @ worst_precision / total_p, p @ best_precision / total_p),
-        "auroc": Bounded(won_pairs / pairs, 0.0 if exact else tied_pairs / 2 / pairs),
-        "fpr95": Bounded.between(fp_best[at] / total_n, fp[at] / total_n),
-        "f1_max": Bounded.between(*(np.max(2 * tp / (tp + f + total_p)) for f in (fp, fp_best))),
+    at = np.searchsorted(tp, -(-RECALL * total_p // 100))
+    values = {
+        "aupr": p @ precision / total_p,
+        "auroc": (p @ below + tied_pairs / 2) / pairs,
+        "fpr95": fp[at] / total_n,
+        "f1_max": np.max(2 * tp / (tp + fp + total_p)),
     }
+    if exact:
+        return {name: Bounded(float(value), 0.0) for name, value in values.items()}
+    fp_best, first = total_n - upto, tp - p + 1
+    bounds = {
+        "aupr": (p @ (first / (first + fp) + precision) / 2 / total_p, p @ (tp / (tp + fp_best)) / total_p),
+        "auroc": (p @ below / pairs, (p @ below + tied_pairs) / pairs),
+        "fpr95": (fp_best[at] / total_n, values["fpr95"]),
+        "f1_max": (values["f1_max"], np.max(2 * tp / (tp + fp_best + total_p))),
+    }
+    return {name: Bounded.within(bounds[name][0], value, bounds[name][1]) for name, value in values.items()}
 
 
-def ranking(scores: torch.Tensor, is_anomaly: torch.Tensor) -> dict[str, Bounded]:
+def metric_from_counts(name: str, counts: np.ndarray) -> float:
+    """`aupr`, `auroc`, `fpr95` or `f1_max` of counts (bins, 2) by ascending score; a bin's pixels tie.
+
+    Columns are (negatives, positives).
+    """
+    return _metrics(_Steps.of(*counts.T), exact=True)[name].value
+
+
+def ranking(scores: Tensor, is_anomaly: Tensor) -> dict[str, Bounded]:
     """`PixelRanking.compute` for one image, exact (every error is 0), from one sort; same exceptions."""
-    negatives, positives = keys_by_class(scores, is_anomaly, "ranking")
-    negatives.sort()
-    tally = Tally.of(positives)
-    below, upto = (np.searchsorted(negatives, tally.keys, side) for side in ("left", "right"))
-    return _metrics(_Bins(tally.counts, below, upto, len(negatives)), exact=True)
+    scores, is_anomaly = _checked(scores, is_anomaly, "ranking")
+    keys, anomalous = _ordered_keys(scores).cpu().numpy(), is_anomaly.cpu().numpy()
+    negatives = np.sort(keys[~anomalous])
+    distinct, counts = np.unique(keys[anomalous], return_counts=True)
+    below, upto = (np.searchsorted(negatives, distinct, side) for side in ("left", "right"))
+    return _metrics(_Steps(counts, below, upto, len(negatives)), exact=True)
 
 
-class ClassTallies:
-    """The ordered keys of negatives and positives, counted in constant memory: base of the streamed metrics.
+def _checked(scores: Any, is_anomaly: Any, call: str) -> tuple[Tensor, Tensor]:
+    """Both flat, the labels bool; raises what `PixelRanking.update` says, `call` naming the place."""
+    scores, is_anomaly = torch.as_tensor(scores).detach(), torch.as_tensor(is_anomaly)
+    if scores.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise TypeError(f"{call}: scores are {scores.dtype}; cast them with .float(), which may make ties")
+    if scores.shape != is_anomaly.shape:
+        raise ValueError(f"{call}: scores {tuple(scores.shape)}, is_anomaly {tuple(is_anomaly.shape)} differ")
+    flat, labels = scores.reshape(-1), is_anomaly.reshape(-1)
+    if len(flat) and not torch.stack(flat.aminmax()).isfinite().all():
+        at = int(flat.isfinite().logical_not().nonzero()[0])
+        place = ", ".join(str(i) for i in np.unravel_index(at, scores.shape))
+        raise ValueError(f"{call}: scores[{place}] is {flat[at].item()}; scores must be finite")
+    if labels.dtype != torch.bool:
+        unknown = labels[(labels != 0) & (labels != 1)]
+        if len(unknown):
+            raise ValueError(f"{call}: is_anomaly holds {unknown[0].item()}; drop ignored pixels, use 0 and 1 only")
+    return flat, labels.bool()
 
-    Up to `max_bins` distinct keys, metrics are exact. Then the lowest bit of every key is dropped, neighbours merge,
-    and metrics carry a certified bound: a bin's scores differ by less than a fraction 2**(bits - 23), small or large,
-    so rare positives stay resolved where equal-width bins swallow them. By default 50 MB at rest, 0.5 GB at the peak.
+
+def _ordered_keys(scores: Tensor) -> Tensor:
+    """int32 keys that sort like the scores: sign and magnitude become two's complement, so -0 is +0."""
+    bits = scores.float().view(torch.int32)
+    sign = bits >> 31
+    return ((bits & 0x7FFFFFFF) ^ sign) - sign
+
+
+def _score_of(keys: np.ndarray) -> np.ndarray:
+    """float64 scores of ordered keys, held to the largest finite float32."""
+    magnitudes = np.minimum(np.abs(keys), _LARGEST_KEY).astype(np.int32).view(np.float32)
+    return np.copysign(magnitudes, keys).astype(np.float64)
+
+
+class _Histogram:
+    """Pixels by class and bin. Only octaves in use are stored: the bins of scores with one sign and exponent.
+
+    256 KiB an octave, of which a score usually takes 20 to 60; 512 exist.
     """
 
-    def __init__(self, max_bins: int = 1 << 22) -> None:
-        if max_bins < 4:
-            raise ValueError(f"max_bins={max_bins}: two classes times two signs need 4 bins or more")
-        self.max_bins = max_bins
-        self._tallies = [Tally(), Tally()]  # of the negatives and the positives
-        self._pending: list[list[np.ndarray]] = [[], []]
-        self._pending_pixels = self._updates = self._bits = 0  # bits: dropped from every key so far
+    dtype = torch.int32
+
+    def __init__(self) -> None:
+        self._counts = torch.zeros(0, 2, _BINS, dtype=self.dtype)  # by row of an octave, class and bin
+        self._rows = torch.full((_OCTAVES,), -1, dtype=torch.int32)  # of the octaves, -1 where there are no pixels yet
+        self._pixels = self._updates = 0
 
     def merge(self, other: Self) -> None:
-        """Add the pixels of another shard; the coarser of the two resolutions is kept."""
-        theirs = other._fold()
-        self._coarsen(max(0, other._bits - self._bits))
-        for label, tally in enumerate(theirs):
-            self._tallies[label] = self._tallies[label].merged(tally.coarsened(self._bits - other._bits))
-        self._fold()
+        """Add the pixels of another shard."""
+        octaves = other._octaves()
+        counts = other._counts[other._rows[octaves].long()]
+        self._reserve(other._pixels, counts.device)
+        rows = self._rows_of(octaves.to(self._rows.device)).long()
+        self._counts[rows] += counts.to(self._counts.device)
 
     def all_reduce(self) -> None:
         """Pool the pixels of all ranks, once, at the end; without a process group there is nothing to do."""
-        self._fold()
-        total = type(self)(self.max_bins)
-        for other in _from_every_rank(self):
-            total.merge(other)
-        self._tallies, self._bits = total._tallies, total._bits
+        total = type(self)()
+        for shard in _from_every_rank(self):
+            total.merge(shard)
+        self._counts, self._rows, self._pixels = total._counts, total._rows, total._pixels
 
-    def _gather(self, *keys_by_label: np.ndarray) -> None:
-        """Keep the keys of both classes until they are worth a sort."""
-        for pending, keys in zip(self._pending, keys_by_label, strict=True):
-            pending.append(keys)
-            self._pending_pixels += len(keys)
-        if self._pending_pixels >= _PENDING:
-            self._fold()
+    def _add(self, scores: Tensor, is_anomaly: Tensor, weights: Tensor | None = None) -> None:
+        """Count checked pixels (n,), each once or by its weight, a slice at a time to bound the memory."""
+        for start in range(0, len(scores), _SLICE):
+            part = slice(start, start + _SLICE)
+            keys = _ordered_keys(scores[part])
+            self._reserve(len(keys), keys.device)
+            keys, labels = keys.to(self._rows.device), is_anomaly[part].to(self._rows.device)
+            rows = self._rows_of((keys >> _MANTISSA) + _OCTAVES // 2)
+            cells = (rows * 2 + labels) * _BINS + (keys >> 32 - BITS & _BINS - 1)
+            amounts = torch.ones((), dtype=self._counts.dtype, device=cells.device).expand(len(cells))
+            if weights is not None:
+                amounts = weights[part].to(cells.device)
+            self._counts.view(-1).index_add_(0, cells, amounts)
 
-    def _bins(self) -> _Bins:
-        negatives, positives = self._fold()
-        cumulative = np.append(0, np.cumsum(negatives.counts))
-        sides = (np.searchsorted(negatives.keys, positives.keys, side) for side in ("left", "right"))
-        return _Bins(positives.counts, *(cumulative[side] for side in sides), int(cumulative[-1]))
+    def _reserve(self, pixels: int, device: torch.device) -> None:
+        """Settle the device with the first pixels, and the width of the counts before they overflow."""
+        if not self._pixels:
+            self._counts, self._rows = self._counts.to(device), self._rows.to(device)
+        self._pixels += pixels
+        if self._pixels > _LARGEST_COUNT and self._counts.dtype == torch.int32:
+            self._counts = self._counts.long()
 
-    def _fold(self) -> list[Tally]:
-        """Count the pending keys, coarsen until the bins are few enough, and return the tallies."""
-        for label, pending in enumerate(self._pending):
-            if pending:
-                keys = np.concatenate(pending)
-                pending.clear()
-                keys >>= self._bits
-                self._tallies[label] = self._tallies[label].merged(Tally.of(keys))
-        self._pending_pixels = 0
-        while sum(len(tally.keys) for tally in self._tallies) > self.max_bins:
-            self._coarsen(1)
-        return self._tallies
+    def _rows_of(self, octaves: Tensor) -> Tensor:
+        """The rows of octaves (n,) 0..511, made where they are missing."""
+        rows = self._rows.index_select(0, octaves)
+        if not len(rows) or rows.min() >= 0:
+            return rows
+        missing = octaves[rows < 0].unique()
+        made = len(self._counts)
+        self._rows[missing.long()] = torch.arange(made, made + len(missing), dtype=torch.int32, device=rows.device)
+        self._counts = torch.cat([self._counts, self._counts.new_zeros(len(missing), 2, _BINS)])
+        return self._rows.index_select(0, octaves)
 
-    def _coarsen(self, bits: int) -> None:
-        self._bits += bits
-        self._tallies = [tally.coarsened(bits) for tally in self._tallies]
+    def _octaves(self) -> Tensor:
+        """The octaves in use, ascending."""
+        return (self._rows >= 0).nonzero()[:, 0]
+
+    def _by_score(self) -> np.ndarray:
+        """Counts (2, bins), by ascending score: negatives and positives."""
+        rows = self._rows[self._octaves()].long()
+        return self._counts.transpose(0, 1)[:, rows].reshape(2, -1).cpu().numpy()
+
+    def _lowest_keys(self, bins: np.ndarray) -> np.ndarray:
+        """int64 ordered keys, of the lowest scores of some bins of `_by_score`."""
+        octaves = self._octaves().cpu().numpy() - _OCTAVES // 2
+        return (octaves[bins // _BINS] << _MANTISSA) + (bins % _BINS << 32 - BITS)
+
+    @property
+    def negatives(self) -> int:
+        """Number of normal pixels."""
+        return int(self._counts[:, 0].sum())
 
 
-class PixelRanking(ClassTallies):
+class PixelRanking(_Histogram):
     """AUPR, AUROC, FPR95 and best F1 over all pixels of a split, in one pass and constant memory."""
 
-    def update(self, scores: torch.Tensor, is_anomaly: torch.Tensor) -> None:
+    def update(self, scores: Tensor, is_anomaly: Tensor) -> None:
         """Add pixels: `scores` float32 or narrower, `is_anomaly` bool or 0/1, of one shape, on any device.
 
         Raises TypeError for float64 scores and ValueError for a NaN or infinite score (with its index and the
         number of the call), for labels other than 0 and 1, and for different shapes; nothing is added then.
         """
         self._updates += 1
-        self._gather(*keys_by_class(scores, is_anomaly, f"update {self._updates}"))
+        self._add(*_checked(scores, is_anomaly, f"update {self._updates}"))
 
     def compute(self) -> dict[str, Bounded]:
         """`aupr`, `auroc`, `fpr95` and `f1_max`, each with `.value` and `.error`, its certified bound.
@@ -299,28 +313,28 @@ class PixelRanking(ClassTallies):
         AUPR is average precision, FPR95 the smallest false positive rate over the thresholds whose recall is
         0.95 or more, F1 its maximum over all thresholds. All are NaN without both classes.
         """
-        return _metrics(self._bins(), exact=self._bits == 0)
+        return _metrics(_Steps.of(*self._by_score()))
 
-    def curves(self, points: int = 500) -> dict[str, Any]:
+    def curves(self, points: int = 500) -> dict[str, np.ndarray]:
         """Exact operating points for plots, from threshold +inf to -inf, about `points` evenly over recall.
 
         `thresholds`, `recall`, `precision` and `fpr`, float64 (n,), where scores >= threshold are called
         anomalous; the threshold where F1 is best is among them. Raises ValueError without both classes.
         """
-        bins = self._bins()
-        total_p, total_n = self.positives, bins.total_negatives
-        if not total_p or not total_n:
+        negatives, positives = self._by_score()
+        steps, total_p = _Steps.of(negatives, positives), self.positives
+        if not total_p or not steps.total_negatives:
             raise ValueError("curves need anomalous and normal pixels: choose images that hold both")
-        tp, fp = np.cumsum(bins.positives[::-1]), total_n - bins.below[::-1]
+        tp, fp = np.cumsum(steps.positives[::-1], dtype=np.int64), steps.total_negatives - steps.below[::-1]
         best = int(np.argmax(tp / (tp + fp + total_p)))
         chosen = np.unique(np.append(np.searchsorted(tp, np.linspace(1, total_p, points)), best))
-        lower_ends = self._tallies[1].keys[::-1].astype(np.int64) << self._bits
-        thresholds, tp, fp = _scores_of(lower_ends).astype(float), tp[chosen], fp[chosen]
+        thresholds = _score_of(self._lowest_keys(np.flatnonzero(positives)[::-1][chosen]))
+        tp, fp = tp[chosen], fp[chosen]
         return {
-            "thresholds": np.r_[np.inf, thresholds[chosen], -np.inf],
+            "thresholds": np.r_[np.inf, thresholds, -np.inf],
             "recall": np.r_[0.0, tp / total_p, 1.0],
             "precision": np.r_[1.0, tp / (tp + fp), self.base_rate],
-            "fpr": np.r_[0.0, fp / total_n, 1.0],
+            "fpr": np.r_[0.0, fp / steps.total_negatives, 1.0],
         }
 
     def quantile(self, q: float) -> float:
@@ -329,67 +343,51 @@ class PixelRanking(ClassTallies):
         As a threshold it needs no anomalies: at most 1 - q of the negatives score above it. Raises ValueError
         if q is outside 0..1 or there are no negatives.
         """
-        if not 0 <= q <= 1 or not self.negatives:
-            raise ValueError(f"quantile({q}) of {self.negatives} negatives: needs 0 <= q <= 1 and a negative")
-        keys, counts = self._tallies[0]
-        at = np.searchsorted(np.cumsum(counts), max(1.0, q * self.negatives))
-        return float(_scores_of(((keys[at].astype(np.int64) + 1) << self._bits) - 1))
-
-    @property
-    def negatives(self) -> int:
-        """Number of normal pixels."""
-        return int(self._fold()[0].counts.sum())
+        total = self.negatives
+        if not 0 <= q <= 1 or not total:
+            raise ValueError(f"quantile({q}) of {total} negatives: needs 0 <= q <= 1 and a negative")
+        upto = np.cumsum(self._by_score()[0], dtype=np.int64)
+        lowest = self._lowest_keys(np.searchsorted(upto, max(1.0, q * total)))
+        return float(_score_of(lowest + (1 << 32 - BITS) - 1))
 
     @property
     def positives(self) -> int:
         """Number of anomalous pixels."""
-        return int(self._fold()[1].counts.sum())
+        return int(self._counts[:, 1].sum())
 
     @property
     def base_rate(self) -> float:
         """Fraction of the pixels that are anomalous, the AUPR of a random score; NaN without pixels."""
-        total = self.positives + self.negatives
-        return self.positives / total if total else float("nan")
+        return self.positives / self._pixels if self._pixels else float("nan")
 
 
-def metric_from_counts(name: str, counts: np.ndarray) -> float:
-    """`aupr`, `auroc`, `fpr95` or `f1_max` of counts (bins, 2) by ascending score; a bin's pixels tie.
+class RegionOverlap(_Histogram):
+    """AUPRO: how well scores cover every defect region, small ones as much as large ones, at few false positives.
 
-    Columns are (negatives, positives).
-    """
-    upto = np.cumsum(counts[:, 0])
-    held = counts[:, 1] > 0
-    bins = _Bins(counts[held, 1], (upto - counts[:, 0])[held], upto[held], int(upto[-1]))
-    return _metrics(bins, exact=True)[name].value
-
-
-_EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
-
-
-class RegionOverlap(ClassTallies):
-    """Per-region overlap (PRO) against the false positive rate over all normal pixels of a split, and its area.
-
-    All pixels of one score are flagged together: a linear segment of the curve.
+    Bergmann et al., "Uninformed Students" (CVPR 2020) and "The MVTec Anomaly Detection Dataset" (IJCV 2021). A
+    region is an 8-connected component of a mask; its overlap (PRO) at a threshold is the fraction of its pixels
+    whose score is at least that. Every anomalous pixel weighs 1 / (pixels of its region): then the mean overlap is
+    the weight at or above the threshold over the number of regions. All pixels of a bin are flagged together: a
+    linear segment of the curve.
     """
 
-    def __init__(self, max_bins: int = 1 << 22) -> None:
-        super().__init__(max_bins)
-        self._weights: list[np.ndarray] = []  # of the pending positives
+    dtype = torch.float64
 
-    def update(self, scores: torch.Tensor | np.ndarray, mask: torch.Tensor | np.ndarray) -> None:
+    def update(self, scores: Tensor | np.ndarray, mask: Tensor | np.ndarray) -> None:
         """Add one image: `scores` float32 (or narrower) and `mask` bool or 0/1, both (H, W); True is anomalous.
 
-        Raises TypeError for float64 scores and ValueError for scores that are not finite (with index and number
-        of the call), for other mask values, and for shapes that differ or are not (H, W); nothing is added then.
+        Raises as `PixelRanking.update` does, and ValueError for anything but one image; nothing is added then.
         """
         self._updates += 1
-        keys_by_label = keys_by_class(scores, mask, f"update {self._updates}")
-        mask = torch.as_tensor(mask).cpu().numpy().astype(bool)
+        flat, is_anomaly = _checked(scores, mask, f"update {self._updates}")
         if mask.ndim != 2:
-            raise ValueError(f"update {self._updates}: shape {mask.shape} is not (H, W); give one image at a time")
-        regions = ndimage.label(mask, _EIGHT_CONNECTED)[0][mask]
-        self._weights.append(1 / np.bincount(regions)[regions])
-        self._gather(*keys_by_label)
+            raise ValueError(
+                f"update {self._updates}: shape {tuple(mask.shape)} is not (H, W); give one image at a time"
+            )
+        regions = ndimage.label(is_anomaly.reshape(mask.shape).cpu().numpy(), _EIGHT_CONNECTED)[0].ravel()
+        weights = 1 / np.maximum(np.bincount(regions), 1)  # there may be no normal pixel, region 0
+        weights[0] = 1
+        self._add(flat, is_anomaly, torch.from_numpy(weights[regions]).to(flat.device))
 
     def compute(self, max_fpr: float = 0.3) -> Bounded:
         """AUPRO: the area under the curve from FPR 0 to `max_fpr` over `max_fpr`, with its certified bound.
@@ -402,11 +400,10 @@ class RegionOverlap(ClassTallies):
         if not len(share):
             return Bounded(float("nan"), float("nan"))
         first, last = np.minimum(start, max_fpr), np.minimum(stop, max_fpr)
+        # The pixels of a bin may come in any order, the anomalous ones last or first.
         low, high = share @ (max_fpr - last) / max_fpr, share @ (max_fpr - first) / max_fpr
-        if self._bits:  # the pixels of a bin may come in any order, the positives first or last
-            return Bounded.between(low, high)
         triangle = np.divide((last - first) ** 2, 2 * (stop - start), out=np.zeros_like(share), where=stop > start)
-        return Bounded(float(low + share @ triangle / max_fpr), 0.0)
+        return Bounded.within(low, low + share @ triangle / max_fpr, high)
 
     def curve(self, points: int = 200) -> dict[str, np.ndarray]:
         """Operating points for plots: `fpr` and `pro`, float64 (n,), ascending from (0, 0) to (1, 1).
@@ -425,33 +422,20 @@ class RegionOverlap(ClassTallies):
     @property
     def regions(self) -> int:
         """Number of regions: the pixels of each weigh 1 together."""
-        return round(float(self._fold()[1].counts.sum()))
+        return round(float(self._counts[:, 1].sum()))
 
     def _segments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The rises of the curve by descending score: each one's share of the overlap, and its FPR before and after.
 
         float64 (bins that hold anomalous pixels,); between them the curve is level. Empty where it is undefined.
         """
-        weights, below, upto, normal = self._bins()
+        weights, below, upto, normal = _Steps.of(*self._by_score())
         if not len(weights) or not normal:
             return np.empty(0), np.empty(0), np.empty(0)
         return (weights / weights.sum())[::-1], (normal - upto[::-1]) / normal, (normal - below[::-1]) / normal
 
-    def _fold(self) -> list[Tally]:
-        """Count the pending positives by weight, then what is left as ever."""
-        if self._weights:
-            keys, weights = np.concatenate(self._pending[1]), np.concatenate(self._weights)
-            self._pending[1].clear()
-            self._weights.clear()
-            order = np.argsort(keys)
-            tally = Tally(keys[order], weights[order]).coarsened(self._bits)
-            self._tallies[1] = self._tallies[1].merged(tally)
-        return super()._fold()
 
-
-BITS = 16  # of a float32, the highest: what tells a histogram's bins apart
-
-
+# ------------------------------------------------------------------------- intervals over images
 def bootstrap(
     per_image: np.ndarray, statistic: Callable, resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
@@ -482,21 +466,23 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 class ImageHistograms:
-    """Sparse score histograms by image, to bootstrap pooled AUPR; 2**(BITS - 9) bins a doubling of score."""
+    """Sparse score histograms by image, to bootstrap pooled AUPR; 2**(IMAGE_BITS - 9) bins a doubling of score."""
 
     def __init__(self) -> None:
-        self._images: list[list[Tally]] = []
+        self._images: list[tuple[np.ndarray, np.ndarray]] = []  # bins in use (n,), ascending, and counts (2, n)
 
-    def update(self, scores: torch.Tensor, is_anomaly: torch.Tensor) -> None:
+    def update(self, scores: Tensor, is_anomaly: Tensor) -> None:
         """Add one image, as `PixelRanking.update` would."""
-        keys_by_label = keys_by_class(scores, is_anomaly, f"image {len(self._images)}")
-        self._images.append([Tally.of(keys >> (32 - BITS)) for keys in keys_by_label])
+        scores, is_anomaly = _checked(scores, is_anomaly, f"image {len(self._images)}")
+        bins = (_ordered_keys(scores) >> (32 - IMAGE_BITS)) + (1 << IMAGE_BITS - 1)
+        counts = torch.bincount(bins + (is_anomaly << IMAGE_BITS), minlength=2 << IMAGE_BITS).reshape(2, -1)
+        used = counts.any(0).nonzero()[:, 0]
+        self._images.append((used.cpu().numpy(), counts[:, used].cpu().numpy()))
 
     def counts(self) -> np.ndarray:
         """int64 (N, bins, 2): by image, by ascending bin of those used anywhere, (negatives, positives)."""
-        used = np.unique(np.concatenate([tally.keys for image in self._images for tally in image]))
+        used = np.unique(np.concatenate([bins for bins, _ in self._images]))
         dense = np.zeros((len(self._images), len(used), 2), dtype=np.int64)
-        for index, image in enumerate(self._images):
-            for label, tally in enumerate(image):
-                dense[index, np.searchsorted(used, tally.keys), label] = tally.counts
+        for image, (bins, counts) in zip(dense, self._images, strict=True):
+            image[np.searchsorted(used, bins)] = counts.T
         return dense
