@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from src import settings
+from src.defects.config import STRIDES
 from src.defects.model import PatchNet
 
-STRIDES = (1, 2, 4, 8)
 TILE = 256  # side, in pixels, of the regions that bound the memory
 
 
@@ -27,8 +27,10 @@ def pad(images: torch.Tensor, patch_size: int, stride: int = 1) -> torch.Tensor:
     before = patch_size // 2
     after = [(size - 1) // stride * stride + patch_size - size - before for size in images.shape[-2:]]
     if min(images.shape[-2:]) <= max(before, *after):
-        raise settings.InputError(f"an image of {images.shape[-1]} x {images.shape[-2]} pixels is too small for "
-                                  f"patches of {patch_size}: enlarge it, or choose a smaller patch size")  # fmt: skip
+        raise settings.InputError(
+            f"an image of {images.shape[-1]} x {images.shape[-2]} pixels is too small for patches of {patch_size}: "
+            "enlarge it, or choose a smaller patch size"
+        )
     return F.pad(images, (before, after[1], before, after[0]), mode="reflect")
 
 
@@ -43,29 +45,26 @@ def dense(net: PatchNet, images: torch.Tensor, stride: int = 1, tile: int = TILE
         raise settings.InputError(f"stride={stride}: expected 1, 2, 4 or 8")
     tile = max(stride, tile - tile % stride)  # every tile starts on the grid
     padded, reach = pad(images, net.patch_size, stride), net.patch_size - 1
-    rows = [
-        torch.cat([
-            _positions(net, padded[..., y : y + tile + reach, x : x + tile + reach], stride)
-            for x in range(0, images.shape[-1], tile)
-        ], dim=3)
-        for y in range(0, images.shape[-2], tile)
-    ]  # fmt: skip
+    rows = []
+    for y in range(0, images.shape[-2], tile):
+        regions = [padded[..., y : y + tile + reach, x : x + tile + reach] for x in range(0, images.shape[-1], tile)]
+        rows.append(torch.cat([_positions(net, region, stride) for region in regions], dim=3))
     return torch.cat(rows, dim=2)
 
 
 def _positions(net: PatchNet, padded: torch.Tensor, stride: int) -> torch.Tensor:
     """Descriptors of every patch of ``padded`` whose corner lies on the grid of ``stride``."""
     counts = [(size - net.patch_size) // stride + 1 for size in padded.shape[-2:]]
-    taken, dilation = 1, 1  # strides that pools have taken; how far apart the kept positions let neighbours be
+    skipped, dilation = 1, 1  # what pools have skipped so far; how far apart neighbours are where they skip nothing
     x = padded
     for layer in net:
-        if isinstance(layer, nn.MaxPool2d) and 2 * taken <= stride:
-            x, taken = layer(x), 2 * taken
+        if isinstance(layer, nn.MaxPool2d) and 2 * skipped <= stride:
+            x, skipped = layer(x), 2 * skipped
         elif isinstance(layer, nn.MaxPool2d):
             x, dilation = F.max_pool2d(x, 2, stride=1, dilation=dilation), 2 * dilation
         elif isinstance(layer, nn.Conv2d):
             x = F.conv2d(x, layer.weight, layer.bias, dilation=dilation)
         else:
             x = layer(x)
-    skip = stride // taken
+    skip = stride // skipped
     return x[..., ::skip, ::skip][..., : counts[0], : counts[1]]

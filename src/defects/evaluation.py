@@ -1,26 +1,35 @@
-"""Score whole splits, choose thresholds, measure both, and write down what is said of each image."""
+"""Score the images of a split, choose thresholds, and measure both."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
-from PIL import Image
 from sklearn.metrics import precision_recall_curve, precision_recall_fscore_support, roc_auc_score
 from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
 from src import plots, settings
-from src.defects.data import NORMAL, DefectDataset
-from src.defects.model import StudentTeacher
+from src.defects.data import (
+    NESTED,
+    NORMAL,
+    SPLITS,
+    DefectDataset,
+    datasets,
+    default_root,
+    pooled,
+    require_upright_masks,
+)
 from src.defects.scores import HEADLINE, SCORES, score_maps
 from src.metrics import PixelRanking, RegionOverlap, bootstrap, metric_from_counts
+from src.system import Trained
 
 QUANTILE = 0.95  # without anomalies to choose by, a threshold lets this share of normal validation images pass
 MAX_FPR = 0.3
+UNDEFINED = float("nan")  # null in a record
 PROTOCOL = (
     "Image score = maximum of the score map; image AUROC over all images of the split. Pixel metrics: all pixels of "
     "the images that are normal or have a mask, pooled, at the images' own size; AUPRO: mean overlap of 8-connected "
@@ -29,32 +38,7 @@ PROTOCOL = (
 )
 
 
-# ---------------------------------------------------------------------------------------- threshold
-def choose_threshold(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict:
-    """``value`` and ``rule``: best F1 where the scores hold anomalies, else a high quantile of normal scores.
-
-    Images with a score of at least the value are called anomalous. Raises ValueError without normal images.
-    """
-    scores, truth = np.asarray(scores, dtype=float), np.asarray(is_anomalous, dtype=bool)
-    if truth.all():
-        raise ValueError("a threshold needs the scores of normal images")
-    if not truth.any() or scores.min() == scores.max():
-        value = np.nextafter(np.quantile(scores[~truth], QUANTILE, method="higher"), np.inf)
-        return {"value": float(value), "rule": f"above {QUANTILE:.0%} of the normal validation scores"}
-    precision, recall, thresholds = precision_recall_curve(truth, scores)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    best = 1 + int(np.argmax(f1[1:-1]))  # the lowest would call every image anomalous
-    value = (thresholds[best] + thresholds[best - 1]) / 2  # mid-way: no image sits on it
-    return {"value": float(value), "rule": "best F1 on the validation images"}
-
-
-def threshold_on(model: StudentTeacher, category: str, val: DefectDataset, calibration: dict, config) -> dict:
-    """The image threshold chosen on a validation split."""
-    items = list(scored(model, category, val, calibration, config))
-    return choose_threshold([item.score() for item in items], [item.is_anomalous for item in items])
-
-
-# -------------------------------------------------------------------------------------- measurement
+# -------------------------------------------------------------------------------- scores of images
 @dataclass
 class Scored:
     """One image with its maps (h,w), all at the size the model works at; ``image`` and ``mask`` at their own."""
@@ -78,8 +62,9 @@ class Scored:
 
     def region(self) -> np.ndarray | None:
         """Where its defect is at that size, bool (h,w); None of a normal image, and where there is no mask."""
-        known = self.is_anomalous and self.mask is not None
-        return self._resized(self.mask[None].float())[0].numpy() >= 0.25 if known else None
+        if not self.is_anomalous or self.mask is None:
+            return None
+        return self._resized(self.mask[None].float())[0].numpy() >= 0.25
 
     def _resized(self, image: torch.Tensor) -> torch.Tensor:
         return TF.resize(image, list(self.maps[HEADLINE].shape), antialias=True)
@@ -89,16 +74,86 @@ class Scored:
         return plots.heat(self.maps[HEADLINE].numpy(), 0, 1.5 * threshold)
 
 
-def scored(model: StudentTeacher, category: str, dataset: DefectDataset, calibration: dict, config) -> Iterator[Scored]:
+def scored(trained: Trained, category: str, dataset: DefectDataset) -> Iterator[Scored]:
     """Every image of a data set with its score maps, in order."""
-    model = model.to(settings.DEVICE, memory_format=torch.channels_last).eval()
+    model = trained.model.to(settings.DEVICE, memory_format=torch.channels_last).eval()
     for index in tqdm(range(len(dataset)), f"scoring {category}", leave=False, disable=None):
         sample = dataset[index]
-        maps = score_maps(model, category, sample["image"], calibration, config)
+        image = sample["image"].as_subclass(torch.Tensor)
         mask = None if sample["mask"] is None else sample["mask"].as_subclass(torch.Tensor)[0]
-        yield Scored(sample["name"], sample["defect"], sample["image"].as_subclass(torch.Tensor), mask, maps)
+        maps = score_maps(model, category, image, trained.calibration[category], trained.config)
+        yield Scored(sample["name"], sample["defect"], image, mask, maps)
 
 
+def categories_of(trained: Trained) -> tuple[str, ...]:
+    """The categories to score; InputError for some, or for patch sizes, that the model was not trained on."""
+    asked, known = trained.config, tuple(trained.calibration)
+    choices = {
+        "categories": (asked.categories, known),
+        "patch sizes": (asked.patch_sizes, trained.trained_config.patch_sizes),
+    }
+    for name, (chosen, allowed) in choices.items():
+        if unknown := set(chosen) - set(allowed):
+            raise settings.InputError(
+                f"{trained.source} knows the {name} {', '.join(map(str, allowed))}, not {', '.join(map(str, unknown))}"
+            )
+    return asked.categories or known
+
+
+def samples(trained: Trained, root: Path | None, dataset: str | None, split: str) -> dict[str, DefectDataset]:
+    """Category of the model -> the images to score: a split of its own data set, or of another one.
+
+    Of another one whose layout has no splits, every image is scored: none was trained on.
+    """
+    if split not in SPLITS:
+        raise settings.InputError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
+    config, categories = trained.config, categories_of(trained)
+    dataset = dataset or config.dataset
+    root = root or default_root(dataset)
+    if dataset != config.dataset and dataset not in NESTED:
+        parts = [DefectDataset(pooled(dataset, root), root)]
+    else:
+        folders = tuple(name for name in categories if name != config.dataset)
+        config = replace(config, dataset=dataset, categories=folders)
+        parts = [splits[split] for splits in datasets(config, root).values()]
+    if len(parts) != len(categories):
+        raise settings.InputError(
+            f"{dataset} is one set of images, the weights know the categories {', '.join(categories)}: "
+            "choose one with categories=NAME"
+        )
+    images = dict(zip(categories, parts, strict=True))
+    for category, part in images.items():
+        if not part.items:
+            raise settings.InputError(f"{root}: {split} holds no images of {category}; choose another split")
+    return images
+
+
+# ---------------------------------------------------------------------------------------- threshold
+def choose_threshold(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict[str, Any]:
+    """``value`` and ``rule``: best F1 where the scores hold anomalies, else a high quantile of normal scores.
+
+    Images with a score of at least the value are called anomalous. Raises ValueError without normal images.
+    """
+    scores, truth = np.asarray(scores, dtype=float), np.asarray(is_anomalous, dtype=bool)
+    if truth.all():
+        raise ValueError("a threshold needs the scores of normal images")
+    if not truth.any() or scores.min() == scores.max():
+        value = np.nextafter(np.quantile(scores[~truth], QUANTILE, method="higher"), np.inf)
+        return {"value": float(value), "rule": f"above {QUANTILE:.0%} of the normal validation scores"}
+    precision, recall, thresholds = precision_recall_curve(truth, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    best = 1 + int(np.argmax(f1[1:-1]))  # the lowest would call every image anomalous
+    value = (thresholds[best] + thresholds[best - 1]) / 2  # mid-way: no image sits on it
+    return {"value": float(value), "rule": "best F1 on the validation images"}
+
+
+def threshold_on(trained: Trained, category: str, val: DefectDataset) -> dict[str, Any]:
+    """The image threshold chosen on a validation split."""
+    items = list(scored(trained, category, val))
+    return choose_threshold([item.score() for item in items], [item.is_anomalous for item in items])
+
+
+# -------------------------------------------------------------------------------------- measurement
 class Meter:
     """Everything measured of one category, image by image in constant memory; only image scores are kept."""
 
@@ -112,7 +167,7 @@ class Meter:
 
     @classmethod
     def of(cls, items: Iterable[Scored]) -> Self:
-        """A meter that has seen all items."""
+        """A meter that has counted all items."""
         meter = cls()
         for item in items:
             meter.update(item)
@@ -125,35 +180,35 @@ class Meter:
             self.images[name].append(item.score(name))
             if item.mask is None:
                 continue
-            at_own_size = TF.resize(item.maps[name][None], list(item.mask.shape), antialias=False)[0]
-            self.pixels[name].update(at_own_size, item.mask)
-            self.regions[name].update(at_own_size, item.mask)
+            full_size = TF.resize(item.maps[name][None], list(item.mask.shape), antialias=False)[0]
+            self.pixels[name].update(full_size, item.mask)
+            self.regions[name].update(full_size, item.mask)
             if name == HEADLINE:
                 kind = self.by_defect.setdefault(item.defect, RegionOverlap()) if item.is_anomalous else self.normal
-                kind.update(at_own_size, item.mask)
+                kind.update(full_size, item.mask)
 
     def truth(self) -> np.ndarray:
         """Which images are anomalous, bool (N,)."""
         return np.array(self.defects) != NORMAL
 
-    def compute(self, threshold: dict) -> dict:
-        """A record's entries; NaN where the split holds no anomalies, or no masks."""
+    def compute(self, threshold: dict[str, Any]) -> dict[str, Any]:
+        """A record's entries; NaN where the split lacks the images, or the masks, that a number is about."""
         truth, scores = self.truth(), np.array(self.images[HEADLINE])
         called = scores >= threshold["value"]
         precision, recall, f1, _ = precision_recall_fscore_support(truth, called, average="binary", zero_division=0)
-        per_score = {name: self._ranked(name) for name in SCORES}
+        of_scores = {name: self._ranked(name) for name in SCORES}
         return {
-            **per_score[HEADLINE],
+            **of_scores[HEADLINE],
             "image_auroc_interval": auroc_interval(truth, scores),
             "pixel_base_rate": self.pixels[HEADLINE].base_rate,
-            "precision": float(precision),
-            "recall": float(recall),
-            "f1": float(f1),
-            "false_positive_rate": float(called[~truth].mean()) if (~truth).any() else float("nan"),
+            "precision": float(precision) if _both(truth) else UNDEFINED,
+            "recall": float(recall) if truth.any() else UNDEFINED,
+            "f1": float(f1) if _both(truth) else UNDEFINED,
+            "false_positive_rate": UNDEFINED if truth.all() else float(called[~truth].mean()),
             "threshold": threshold,
             "images": len(truth),
             "normal": int((~truth).sum()),
-            "scores": per_score,
+            "scores": of_scores,
             "per_defect": {kind: self._of_defect(kind, called) for kind in sorted(set(self.defects) - {NORMAL})},
         }
 
@@ -166,23 +221,43 @@ class Meter:
             "aupro": self.regions[name].compute(MAX_FPR).value,
         }
 
-    def _of_defect(self, kind: str, called: np.ndarray) -> dict:
-        chosen = np.array([defect in (kind, NORMAL) for defect in self.defects])
-        of_kind = np.array(self.defects) == kind
-        total = RegionOverlap()
-        for part in (self.normal, *([self.by_defect[kind]] if kind in self.by_defect else [])):
-            total.merge(part)
+    def _of_defect(self, kind: str, called: np.ndarray) -> dict[str, float]:
+        defects, scores = np.array(self.defects), np.array(self.images[HEADLINE])
+        is_kind = defects == kind
+        chosen = is_kind | ~self.truth()
+        regions = RegionOverlap()
+        regions.merge(self.normal)
+        if kind in self.by_defect:
+            regions.merge(self.by_defect[kind])
         return {
-            "images": int(of_kind.sum()),
-            "image_auroc": auroc(self.truth()[chosen], np.array(self.images[HEADLINE])[chosen]),
-            "recall": float(called[of_kind].mean()),
-            "aupro": total.compute(MAX_FPR).value,
+            "images": int(is_kind.sum()),
+            "image_auroc": auroc(is_kind[chosen], scores[chosen]),
+            "recall": float(called[is_kind].mean()),
+            "aupro": regions.compute(MAX_FPR).value,
         }
+
+    def caveats(self) -> list[str]:
+        """What the images of this category lack for some numbers to be defined, or to mean much; a sentence each."""
+        anomalous, sentences = int(self.truth().sum()), []
+        if not anomalous:
+            sentences.append("no image is anomalous, so AUROC, AUPR, AUPRO, precision, recall and F1 are undefined")
+        elif anomalous == len(self.defects):
+            sentences.append("no image is normal, so image AUROC, precision, F1 and false positives are undefined")
+        elif anomalous == 1:
+            sentences.append("one image alone is anomalous: image AUROC, precision, recall and F1 depend on it")
+        if anomalous and not self.by_defect:
+            sentences.append("no anomalous image has a mask, so the pixel metrics are undefined")
+        return sentences
+
+
+def _both(truth: np.ndarray) -> bool:
+    """Whether there are normal and anomalous images."""
+    return bool(truth.any() and not truth.all())
 
 
 def auroc(truth: np.ndarray, scores: np.ndarray) -> float:
     """scikit-learn's; NaN where one of the classes is missing."""
-    return float(roc_auc_score(truth, scores)) if truth.any() and not truth.all() else float("nan")
+    return float(roc_auc_score(truth, scores)) if _both(truth) else UNDEFINED
 
 
 def auroc_interval(truth: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
@@ -194,60 +269,40 @@ def auroc_interval(truth: np.ndarray, scores: np.ndarray) -> tuple[float, float]
     return bootstrap(counts, partial(metric_from_counts, "auroc"))
 
 
-def mean_over_categories(found: dict[str, dict]) -> dict:
+def mean_over_categories(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The headline of a record: metrics averaged over categories, and ``categories`` themselves if several."""
-    first = next(iter(found.values()))
+    first = next(iter(metrics.values()))
     keys = [key for key, value in first.items() if isinstance(value, float)]
-    mean = {key: float(np.mean([metrics[key] for metrics in found.values()])) for key in keys}
-    return {"score": HEADLINE, **(first if len(found) == 1 else {"categories": found}), **mean}
+    means = {key: float(np.mean([of_category[key] for of_category in metrics.values()])) for key in keys}
+    return {"score": HEADLINE, **(first if len(metrics) == 1 else {"categories": metrics}), **means}
 
 
-# ------------------------------------------------------------------------------------ per-image files
-def write_pictures(item: Scored, folder: Path, threshold: float) -> dict:
-    """Image, heat map, uncertainty map and mask as PNGs below ``folder``; returns the record of the image.
+# --------------------------------------------------------------------------------- public functions
+def evaluate(
+    trained: Trained, root: Path | None = None, *, dataset: str | None = None, split: str = "test"
+) -> dict[str, Any]:
+    """Metrics of a model on a split of its own data set, or of another one (``dataset``) in any layout.
 
-    All are at the size the model works at.
+    Prints which numbers are undefined, NaN, for lack of images or masks. DataError for inverted masks.
     """
-    pictures = {
-        "image": item.picture(),
-        "heatmap": item.heat(threshold),
-        "uncertainty": plots.heat(item.maps["uncertainty"].numpy(), 0, 0.75 * threshold),
-    }
-    if (region := item.region()) is not None:
-        pictures["mask"] = np.uint8(region) * 255
-    paths = {"mask_path": None}
-    for kind, picture in pictures.items():
-        path = folder / kind / Path(item.name).with_suffix(".png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
-        paths[f"{kind}_path"] = path.relative_to(folder).as_posix()
-    called = item.score() >= threshold
-    return {
-        "filename": item.name,
-        "prediction": {"is_anomalous": called},
-        "anomaly_score": item.score(),
-        **paths,
-    }
+    metrics = {}
+    for category, images in samples(trained, root, dataset, split).items():
+        require_upright_masks(images)
+        meter = Meter.of(scored(trained, category, images))
+        metrics[category] = summary(trained, category, meter)
+    return mean_over_categories(metrics)
 
 
-def measure(items: Iterator[Scored], category: str, split: str, threshold: dict, folder: Path | None = None) -> dict:
-    """Metrics of one category's split; with ``folder``, also ``records.json`` and the pictures of each image."""
-    meter, records = Meter(), []
-    for item in items:
-        meter.update(item)
-        if folder:
-            record = write_pictures(item, folder, threshold["value"])
-            called = record["prediction"]["is_anomalous"]
-            truth = {"ground_truth": {"type": "anomaly", "is_anomalous": item.is_anomalous}, "defect": item.defect}
-            records.append({**record, "category": category, **truth, "correct": called == item.is_anomalous})
-    metrics = meter.compute(threshold)
-    if folder:
-        content = {
-            "dataset": category,
-            "split": split,
-            "threshold": threshold["value"],
-            "threshold_rule": threshold["rule"],
-        }
-        shown = {key: value for key, value in metrics.items() if isinstance(value, float)}
-        records.write({**content, "metrics": shown, "images": records}, folder / "records.json")
-    return metrics
+def summary(trained: Trained, category: str, meter: Meter) -> dict[str, Any]:
+    """``meter.compute`` at the category's threshold; prints its caveats."""
+    for sentence in meter.caveats():
+        print(f"{category}: {sentence}")
+    return meter.compute(trained.extras["thresholds"][category])
+
+
+def evaluated(
+    trained: Trained, root: Path | None, dataset: str | None, split: str
+) -> tuple[list[Path], dict[str, Any]]:
+    """The files behind an evaluation, and what its record says of it."""
+    images = samples(trained, root, dataset, split).values()
+    return [file for part in images for file in part.files()], {"stride": trained.config.stride}

@@ -12,21 +12,24 @@ from sklearn.metrics import roc_curve
 from torchvision.transforms.v2 import functional as TF
 
 from src import plots, settings
-from src.defects.data import NORMAL
+from src.defects.config import Config
+from src.defects.data import NORMAL, DefectDataset
 from src.defects.dense import dense
-from src.defects.evaluation import MAX_FPR, Meter, Scored, scored
+from src.defects.evaluation import MAX_FPR, Meter, Scored, samples, scored
+from src.defects.model import StudentTeacher
 from src.defects.scores import HEADLINE, pixels_of
+from src.system import Trained
 
 WIDTH = 5.0  # inches, of grids: a notebook with five of them must fit in 2 MB
 
 
-def shown(item: Scored) -> np.ndarray:
+def outlined(item: Scored) -> np.ndarray:
     """The image at the size of its maps, its defect outlined; uint8 (h,w,3)."""
     region = item.region()
     return item.picture() if region is None else plots.outline(item.picture(), region)
 
 
-def samples_grid(datasets: dict, kinds: Sequence[str]) -> Figure:
+def samples_grid(datasets: dict[str, DefectDataset], kinds: Sequence[str]) -> Figure:
     """One image of each kind (a column), for each category (a row), defects outlined where there are masks.
 
     A category without a kind shows another of its own, if it has more, under a title of its own.
@@ -35,9 +38,9 @@ def samples_grid(datasets: dict, kinds: Sequence[str]) -> Figure:
     for dataset in datasets.values():
         first = {item.defect: index for index, item in reversed(list(enumerate(dataset.items)))}
         others = iter(sorted(first.keys() - set(kinds)))
-        shown_kinds = [kind if kind in first else next(others, "") for kind in kinds]
-        rows.append([_outlined(dataset[first[kind]]) if kind else blank for kind in shown_kinds])
-        titles += shown_kinds
+        row_kinds = [kind if kind in first else next(others, "") for kind in kinds]
+        rows.append([_outlined_sample(dataset[first[kind]]) if kind else blank for kind in row_kinds])
+        titles += row_kinds
     figure = plots.image_grid(rows, kinds, list(datasets), WIDTH)
     for axis, title, kind in zip(figure.axes, titles, [*kinds] * len(rows), strict=True):
         if title != kind:
@@ -45,41 +48,42 @@ def samples_grid(datasets: dict, kinds: Sequence[str]) -> Figure:
     return figure
 
 
-def _outlined(sample: dict) -> np.ndarray:
+def _outlined_sample(sample: dict) -> np.ndarray:
     image = sample["image"].permute(1, 2, 0).numpy()
     return image if sample["mask"] is None else plots.outline(image, sample["mask"][0].numpy())
 
 
-def descriptor_colors(model, category: str, image: torch.Tensor, config) -> dict[str, np.ndarray]:
-    """What teacher and students say of each pixel of an image uint8 (3,H,W), as colours uint8 (h,w,3).
+def descriptor_colors(
+    model: StudentTeacher, category: str, image: torch.Tensor, config: Config
+) -> dict[str, np.ndarray]:
+    """Descriptors of teacher and students at each pixel of an image uint8 (3,H,W), as colours uint8 (h,w,3).
 
     The colours are the first three principal components of the teacher's normalised descriptors: where teacher
-    and students differ in colour, they differ in opinion.
+    and students differ in colour, the students' predictions are off.
     """
-    (size,) = list(model.teachers)[:1]
-    students = model.students[category][size]
-    pixels = pixels_of(image, config)
+    size = next(iter(model.teachers))
+    students, pixels = model.students[category][size], pixels_of(image, config)
     teacher = students.normalize(dense(model.teachers[size], pixels))
-    said = torch.stack([dense(net, pixels) for net in students.nets]).mean(0)
-    shape = teacher.shape[-2:]
-    flat = [maps[0].flatten(1).T.cpu().numpy() for maps in (teacher, said)]
-    pca = PCA(3, random_state=0).fit(flat[0])
-    low, high = np.percentile(pca.transform(flat[0]), (1, 99), axis=0)
-    colors = [np.clip((pca.transform(values) - low) / (high - low), 0, 1).reshape(*shape, 3) for values in flat]
-    return dict(zip(("teacher", "students' mean"), (np.uint8(255 * c) for c in colors), strict=True))
+    mean = torch.stack([dense(net, pixels) for net in students.nets]).mean(0)
+    descriptors = {"teacher": teacher, "students' mean": mean}
+    flat = {name: maps[0].flatten(1).T.cpu().numpy() for name, maps in descriptors.items()}
+    pca = PCA(3, random_state=0).fit(flat["teacher"])
+    low, high = np.percentile(pca.transform(flat["teacher"]), (1, 99), axis=0)
+    colors = {}
+    for name, values in flat.items():
+        scaled = np.clip((pca.transform(values) - low) / (high - low), 0, 1)
+        colors[name] = np.uint8(255 * scaled.reshape(*teacher.shape[-2:], 3))
+    return colors
 
 
 def heatmap_grid(items: Sequence[Scored], thresholds: Sequence[float]) -> Figure:
     """Image with its defect outlined, z-scored error and uncertainty, and the score from 0 to 1.5 x the threshold."""
-    rows = []
+    rows, names = [], []
     for item, threshold in zip(items, thresholds, strict=True):
-        maps = {name: score.numpy() for name, score in item.maps.items()}
-        rows.append([
-            _square(shown(item)),
-            *(_square(plots.heat(maps[name], 0, np.quantile(maps[name], 0.995))) for name in ("error", "uncertainty")),
-            _square(item.heat(threshold)),
-        ])  # fmt: skip
-    names = [f"{item.defect}\n{item.score():.1f} / {t:.1f}" for item, t in zip(items, thresholds, strict=True)]
+        parts = [item.maps[name].numpy() for name in ("error", "uncertainty")]
+        heat = [plots.heat(part, 0, np.quantile(part, 0.995)) for part in parts]
+        rows.append([_square(picture) for picture in (outlined(item), *heat, item.heat(threshold))])
+        names.append(f"{item.defect}\n{item.score():.1f} / {threshold:.1f}")
     return plots.image_grid(rows, ("image", "error", "uncertainty", HEADLINE), names, WIDTH)
 
 
@@ -118,9 +122,10 @@ def roc(meters: dict[str, Meter]) -> Figure:
             right.plot(curve["fpr"], curve["pro"], label=label)
     left.plot([0, 1], [0, 1], color="grey", linestyle=":")
     right.axvline(MAX_FPR, color="grey", linewidth=0.8)
-    left.set(title="images", xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.01))
-    right.set(title="regions (AUPRO: left of the line)", xlabel="false positive rate of pixels", xlim=(0, 1),
-              ylabel="mean overlap", ylim=(0, 1.01))  # fmt: skip
+    left.set(title="images", xlabel="false positive rate", ylabel="true positive rate")
+    right.set(title="regions (AUPRO: left of the line)", xlabel="false positive rate of pixels", ylabel="mean overlap")
+    for axis in (left, right):
+        axis.set(xlim=(0, 1), ylim=(0, 1.01))
     left.legend()
     return figure
 
@@ -147,38 +152,12 @@ def failures(items: Sequence[Scored], threshold: float, count: int = 4) -> Figur
     normal = sorted((item for item in items if not item.is_anomalous), key=Scored.score)[-count:][::-1]
     missed = sorted((item for item in items if item.is_anomalous), key=Scored.score)[:count]
     worst = [*normal, *missed]
-    rows = [[_square(shown(item)) for item in worst],
-            [_square(item.heat(threshold)) for item in worst]]  # fmt: skip
+    rows = [[_square(outlined(item)) for item in worst], [_square(item.heat(threshold)) for item in worst]]
     titles = [f"{item.defect.replace(NORMAL, 'normal')}\n{item.score():.1f}" for item in worst]
     return plots.image_grid(rows, titles, ("image", "score"), plots.WIDTH * 0.8)
 
 
-# ------------------------------------------------------------------------------------------ to files
-def draw_all(trained, name: str, datasets: dict) -> list[Path]:
-    """Curves, heat maps, histograms, ROC and failures of a model on a split of every category.
-
-    Raises InputError where a category's images are all normal or all anomalous.
-    """
-    for category, dataset in datasets.items():
-        if len(kinds := {item.is_anomalous for item in dataset.items}) < 2:
-            only = "anomalous" if True in kinds else "normal"
-            raise settings.InputError(f"{name} has only {only} images of {category}: add others, a ROC needs both")
-    items = {
-        category: list(scored(trained.model, category, dataset, trained.calibration[category], trained.config))
-        for category, dataset in datasets.items()
-    }
-    thresholds = {category: trained.thresholds[category]["value"] for category in items}
-    gallery = [(item, thresholds[c]) for c in items for item in one_of_each(items[c], max(3, 7 - 2 * len(items)))]
-    meters = {category: Meter.of(found) for category, found in items.items()}
-    drawn = {f"failures_{category}": failures(found, thresholds[category]) for category, found in items.items()}
-    drawn |= {"heatmaps": heatmap_grid(*zip(*gallery, strict=True)), "roc": roc(meters)}
-    drawn["scores"] = score_histogram(meters, thresholds)
-    if name == trained.config.dataset:
-        drawn["curves"] = curves(trained.history)
-    return [plots.save(figure, f"defects/{name}_{key}") for key, figure in drawn.items()]
-
-
-def one_of_each(items: Sequence[Scored], count: int) -> list[Scored]:
+def typical(items: Sequence[Scored], count: int) -> list[Scored]:
     """``count`` images of typical score, of every kind in turn, the nearest to the median of their kind first."""
     kinds: dict[str, list[Scored]] = {}
     for item in items:
@@ -188,3 +167,27 @@ def one_of_each(items: Sequence[Scored], count: int) -> list[Scored]:
         members.sort(key=lambda item: abs(item.score() - middle))
     turns = range(max(map(len, kinds.values())))
     return [members[turn] for turn in turns for members in kinds.values() if turn < len(members)][:count]
+
+
+def draw(trained: Trained, root: Path | None, dataset: str | None) -> dict[str, Figure]:
+    """Failures, heat maps, ROC and histograms of a model on a test split; the curves of its training on its own data.
+
+    Raises InputError where a category's images are all normal or all anomalous.
+    """
+    dataset = dataset or trained.config.dataset
+    images = samples(trained, root, dataset, "test")
+    for category, part in images.items():
+        if len(kinds := {item.is_anomalous for item in part.items}) < 2:
+            only = "anomalous" if True in kinds else "normal"
+            raise settings.InputError(f"{dataset} has only {only} images of {category}: add others, a ROC needs both")
+    thresholds = {category: trained.extras["thresholds"][category]["value"] for category in images}
+    items = {category: list(scored(trained, category, part)) for category, part in images.items()}
+    meters = {category: Meter.of(of_category) for category, of_category in items.items()}
+    figures = {f"failures_{name}": failures(of_category, thresholds[name]) for name, of_category in items.items()}
+    examples = [(item, thresholds[c]) for c in items for item in typical(items[c], max(3, 7 - 2 * len(items)))]
+    figures["heatmaps"] = heatmap_grid(*zip(*examples, strict=True))
+    figures["roc"] = roc(meters)
+    figures["scores"] = score_histogram(meters, thresholds)
+    if dataset == trained.config.dataset:
+        figures["curves"] = curves(trained.history)
+    return figures

@@ -5,13 +5,16 @@ image at once, a descriptor every ``stride`` pixels: what the students train on 
 into a descriptor for every pixel.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
-import torchvision
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from src import checkpoints, settings
+from src.backbones import BACKBONES
+from src.defects.config import Config
 
 POOL = "pool"  # 2 x 2 maximum, stride 2
 # Patch size -> layers: (kernel, channels in units of the width); the last convolution gives the descriptor.
@@ -19,12 +22,6 @@ LAYERS = {
     17: ((6, 1), (5, 2), (5, 2), (4, 1)),
     33: ((5, 1), POOL, (5, 2), POOL, (2, 2), (4, 1)),
     65: ((5, 1), POOL, (5, 1), POOL, (5, 1), POOL, (4, 2), (1, 1)),
-}
-# Backbone -> depth -> (module, channels of its output).
-BACKBONES = {
-    "resnet18": {"middle": ("layer3", 256), "last": ("layer4", 512)},
-    "squeezenet1_0": {"middle": ("features.9", 384), "last": ("features.12", 512)},
-    "mobilenet_v2": {"middle": ("features.13", 96), "last": ("features.18", 1280)},
 }
 
 
@@ -36,8 +33,6 @@ class PatchNet(nn.Sequential):
     """
 
     def __init__(self, patch_size: int, descriptor: int = 128, width: int = 128):
-        if patch_size not in LAYERS:
-            raise settings.InputError(f"patch size {patch_size}: expected one of {', '.join(map(str, LAYERS))}")
         layers, channels = [], 3
         for layer in LAYERS[patch_size]:
             if layer == POOL:
@@ -57,21 +52,21 @@ class PatchNet(nn.Sequential):
 
 
 # ------------------------------------------------------------------------------------------ teacher
-class Backbone(nn.Module):
-    """A frozen torchvision classifier, cut off at a depth: patches (N,3,p,p) -> features (N,C), averaged over space.
+class FeatureExtractor(nn.Module):
+    """A frozen classifier of ``src.backbones``, cut off at a depth: patches (N,3,p,p) -> features (N,C).
 
-    ``last`` is what its class layer sees. Of a small patch that is hard to predict; ``middle`` speaks of texture
+    The features are averages over space.
+
+    ``last`` is what its class layer sees. Of a small patch that is hard to predict; ``middle`` describes texture
     and parts, which is also what a defect changes (Batzner et al., EfficientAD, arXiv:2303.14535, distil the same).
     """
 
-    def __init__(self, name: str, depth: str, patch_pixels: int, state: dict | None = None, source=""):
+    def __init__(self, network: nn.Module, backbone: str, depth: str, patch_pixels: int):
         super().__init__()
-        module, self.channels = BACKBONES[name][depth]
-        network = getattr(torchvision.models, name)(weights=None)
-        if state:
-            checkpoints.load_weights(network, state, f"{source}, as {name},")
-        self.network = create_feature_extractor(network, {module: "features"}).requires_grad_(False).eval()
-        self.patch_pixels = patch_pixels
+        layers = BACKBONES[backbone].layers
+        layer = BACKBONES[backbone].middle if depth == "middle" else list(layers)[-1]
+        self.channels, self.patch_pixels = layers[layer], patch_pixels
+        self.network = create_feature_extractor(network, {layer: "features"}).requires_grad_(False).eval()
 
     def train(self, mode: bool = True):
         return super().train(False)  # frozen: batch norms keep their statistics
@@ -81,7 +76,7 @@ class Backbone(nn.Module):
         return self.features(patches)
 
     def features(self, patches: torch.Tensor) -> torch.Tensor:
-        """``forward`` with gradients, for who fine-tunes a copy."""
+        """``forward`` with gradients, to fine-tune a copy."""
         size = (self.patch_pixels, self.patch_pixels)
         enlarged = F.interpolate(patches, size, mode="bilinear", align_corners=False)
         return self.network(enlarged)["features"].float().mean((2, 3))
@@ -129,7 +124,7 @@ def effective_rank(descriptors: torch.Tensor) -> float:
 
 # ----------------------------------------------------------------------------------------- students
 class Students(nn.Module):
-    """M patch networks that learn to say what the teacher says, from defect-free images alone.
+    """M patch networks that learn to predict the teacher's descriptors, from defect-free images alone.
 
     ``mean`` and ``std`` (d,) are the teacher's over the training images: students regress its descriptors
     normalised by them.
@@ -151,21 +146,37 @@ class Students(nn.Module):
 
 
 class StudentTeacher(nn.Module):
-    """A teacher for each patch size and, for each category and patch size, its students."""
+    """``teachers[size]`` for each patch size and, for each category and patch size, ``students[category][size]``."""
 
-    def __init__(self, categories, patch_sizes, students: int, descriptor: int, widths: tuple[int, int], seed: int):
+    def __init__(self, config: Config, categories: Sequence[str]):
         super().__init__()
-        self.teachers = nn.ModuleDict({str(p): _seeded(seed, p, descriptor, widths[0]) for p in patch_sizes})
-        self.students = nn.ModuleDict({
-            category: nn.ModuleDict({
-                str(p): Students([_seeded(seed + 1 + k, p, descriptor, widths[1]) for k in range(students)])
-                for p in patch_sizes
-            })
-            for category in categories
-        })  # fmt: skip
+        sizes = {str(size): size for size in config.patch_sizes}
+        self.teachers = nn.ModuleDict({name: _teacher_net(config, size) for name, size in sizes.items()})
+        self.students = nn.ModuleDict()
+        for category in categories:
+            students = {name: Students(_student_nets(config, size)) for name, size in sizes.items()}
+            self.students[category] = nn.ModuleDict(students)
 
 
-def _seeded(seed: int, patch_size: int, descriptor: int, width: int) -> PatchNet:
+def build_model(config: Config, extras: Mapping[str, Any] | None = None) -> StudentTeacher:
+    """Teachers and students, initialised from the config's seed, of the categories in a checkpoint's ``extras``.
+
+    Without ``extras``, of those that the config names.
+    """
+    calibration = extras["calibration"] if extras else {}
+    return StudentTeacher(config, tuple(calibration) or config.categories or (config.dataset,))
+
+
+def _teacher_net(config: Config, patch_size: int) -> PatchNet:
+    return _seeded_net(config.seed, patch_size, config.descriptor, config.teacher_width)
+
+
+def _student_nets(config: Config, patch_size: int) -> list[PatchNet]:
+    seeds = range(config.seed + 1, config.seed + 1 + config.students)
+    return [_seeded_net(seed, patch_size, config.descriptor, config.width) for seed in seeds]
+
+
+def _seeded_net(seed: int, patch_size: int, descriptor: int, width: int) -> PatchNet:
     """A patch network initialised from a seed of its own: students that start alike would agree everywhere."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""From an image to score maps: what students fail to say of it.
+"""From an image to score maps: where students fail to predict the teacher's descriptors, and disagree.
 
 For M students S_k with mean mu and the normalised teacher T, at every pixel, as in Bergmann et al. (arXiv:1911.02357):
 
@@ -17,11 +17,12 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
 from src import settings, training
+from src.backbones import normalize
+from src.defects.config import Config
 from src.defects.data import DefectDataset
 from src.defects.dense import dense
 from src.defects.model import PatchNet, Students, StudentTeacher
 from src.defects.students import resize
-from src.images import normalize
 
 SCORES = ("error", "uncertainty", "sum", "calibrated")
 HEADLINE = "calibrated"  # chosen on validation images
@@ -37,10 +38,10 @@ def raw_maps(teacher: PatchNet, students: Students, images: torch.Tensor, stride
     ``images`` is float32 (B,3,H,W), normalised.
     """
     target = students.normalize(dense(teacher, images, stride))
-    said = [dense(net, images, stride) for net in students.nets]
-    mean = torch.stack(said).mean(0)
+    predictions = [dense(net, images, stride) for net in students.nets]
+    mean = torch.stack(predictions).mean(0)
     error = (mean - target).square().sum(1)
-    uncertainty = torch.stack([(one - mean).square().sum(1) for one in said]).mean(0)
+    uncertainty = torch.stack([(prediction - mean).square().sum(1) for prediction in predictions]).mean(0)
     return torch.stack([error, uncertainty, target.square().sum(1)])
 
 
@@ -55,11 +56,47 @@ def upsample(maps: torch.Tensor, stride: int, size: tuple[int, int]) -> torch.Te
     return full.reshape(*lead, *size)
 
 
+def smooth(score: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian filter of a map (h,w): a defect spans more than one position, noise does not."""
+    return TF.gaussian_blur(score[None], 2 * round(3 * sigma) + 1, sigma)[0]
+
+
+def pixels_of(image: torch.Tensor, config: Config) -> torch.Tensor:
+    """The networks' input of an image uint8 (3,H,W): float32 (1,3,h,w), resized and normalised, on the device."""
+    return training.to_device(normalize(resize(image, config.image_size))[None])
+
+
+def score_maps(
+    model: StudentTeacher, category: str, image: torch.Tensor, calibration: dict, config: Config
+) -> dict[str, torch.Tensor]:
+    """Score name -> map float32 (h,w) on the CPU, of one image uint8 (3,H,W), at the size the model works at."""
+    pixels = pixels_of(image, config)
+    size, stride, of_sizes = tuple(pixels.shape[-2:]), config.stride, []
+    for patch_size in config.patch_sizes:
+        name = str(patch_size)
+        maps = raw_maps(model.teachers[name], model.students[category][name], pixels, stride)[:, 0].cpu()
+        mean, std = torch.tensor(calibration[name]["zscore"]).T[:, :, None, None]
+        zscores = upsample((maps[:2] - mean) / std, stride, size)
+        calibrated = upsample(calibrated_map(maps, calibration[name], stride, patch_size), stride, size)
+        of_sizes.append(torch.stack([*zscores, smooth(calibrated, patch_size / 8)]))
+    error, uncertainty, calibrated = torch.stack(of_sizes).mean(0)
+    return dict(zip(SCORES, (error, uncertainty, error + uncertainty, calibrated), strict=True))
+
+
+# --------------------------------------------------------------------------------------- calibration
 def rings(shape: tuple[int, int], stride: int, patch_size: int) -> torch.Tensor:
     """Which ring along the border each position (h,w) of a map lies in, int64, 0 at the border."""
     rows, columns = (torch.minimum(torch.arange(n), torch.arange(n).flip(0)) for n in shape)
     distance = stride * torch.minimum(rows[:, None], columns[None])
     return (distance // max(_STRIDE, patch_size // 8)).clamp(max=RINGS - 1)
+
+
+def calibrated_map(maps: torch.Tensor, calibration: dict, stride: int, patch_size: int) -> torch.Tensor:
+    """What error and uncertainty exceed the usual by, in units of their spread: ``raw_maps`` (3,h,w) -> (h,w)."""
+    ring = rings(maps.shape[1:], stride, patch_size)
+    logs, terms = _terms(maps, torch.tensor(calibration["offset"]), ring)
+    usual = torch.einsum("ik,khw->ihw", torch.tensor(calibration["weights"]), terms)
+    return ((logs - usual) / torch.tensor(calibration["spread"])[:, ring]).sum(0)
 
 
 def _terms(maps: torch.Tensor, offset: torch.Tensor, ring: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,75 +109,43 @@ def _terms(maps: torch.Tensor, offset: torch.Tensor, ring: torch.Tensor) -> tupl
     return torch.stack(logs), torch.cat([rows, contrast[None], contrast[None].square()])
 
 
-def calibrated_map(maps: torch.Tensor, calibration: dict, stride: int, patch_size: int) -> torch.Tensor:
-    """What error and uncertainty exceed the usual by, in units of their spread: ``raw_maps`` (3,h,w) -> (h,w)."""
-    ring = rings(maps.shape[1:], stride, patch_size)
-    logs, terms = _terms(maps, torch.tensor(calibration["offset"]), ring)
-    usual = torch.einsum("ik,khw->ihw", torch.tensor(calibration["weights"]), terms)
-    return ((logs - usual) / torch.tensor(calibration["spread"])[:, ring]).sum(0)
-
-
-def score_maps(model: StudentTeacher, category: str, image: torch.Tensor, calibration: dict, config) -> dict:
-    """Score name -> map float32 (h,w) on the CPU, of one image uint8 (3,H,W), at the size the model works at."""
-    pixels = pixels_of(image, config)
-    size, stride, found = tuple(pixels.shape[-2:]), config.stride, []
-    for patch_size in map(str, config.patch_sizes):
-        own, students = calibration[patch_size], model.students[category][patch_size]
-        maps = raw_maps(model.teachers[patch_size], students, pixels, stride)[:, 0].cpu()
-        mean, std = torch.tensor(own["zscore"]).T[:, :, None, None]
-        zscored = (maps[:2] - mean) / std
-        calibrated = upsample(calibrated_map(maps, own, stride, int(patch_size)), stride, size)
-        found.append(torch.stack([*upsample(zscored, stride, size), smooth(calibrated, int(patch_size) / 8)]))
-    error, uncertainty, calibrated = torch.stack(found).mean(0)
-    return dict(zip(SCORES, (error, uncertainty, error + uncertainty, calibrated), strict=True))
-
-
-def smooth(score: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian filter of a map (h,w): a defect spans more than one position, noise does not."""
-    return TF.gaussian_blur(score[None], 2 * round(3 * sigma) + 1, sigma)[0]
-
-
-def pixels_of(image: torch.Tensor, config) -> torch.Tensor:
-    """What the networks see of an image uint8 (3,H,W): float32 (1,3,h,w), resized and normalised, on the device."""
-    return training.to_device(normalize(resize(image, config.image_size))[None])
-
-
-def calibrate(model: StudentTeacher, category: str, val: DefectDataset, config) -> dict:
+def calibrate(model: StudentTeacher, category: str, val: DefectDataset, config: Config) -> dict[str, dict]:
     """What scoring needs beside the weights, from the normal validation images alone, for each patch size.
 
     ``zscore`` (2,2): mean and std of error and of uncertainty over pixels. ``offset`` (3): means of error, uncertainty
     and contrast. ``weights`` (2, RINGS + 2), ``spread`` (2, RINGS): least squares of both logs on ring and log
-    contrast, and the std of what it leaves in each ring.
+    contrast, and the std of its residuals in each ring.
     """
     model = model.to(settings.DEVICE, memory_format=torch.channels_last).eval()
     stride = min(config.stride, _STRIDE)
-    normal = [val[index]["image"] for index, item in enumerate(val.items) if not item.is_anomalous]
-    result = {}
+    images = [sample["image"] for sample in val.normal()]
+    calibration = {}
     for size, students in model.students[category].items():
-        maps = [raw_maps(model.teachers[size], students, pixels_of(image, config), stride)[:, 0].cpu()
-                for image in normal]  # fmt: skip
-        result[size] = _fit(maps, [rings(m.shape[1:], stride, int(size)) for m in maps])
-    return result
+        teacher, maps = model.teachers[size], []
+        for image in images:
+            maps.append(raw_maps(teacher, students, pixels_of(image, config), stride)[:, 0].cpu())
+        calibration[size] = _fit(maps, [rings(m.shape[1:], stride, int(size)) for m in maps])
+    return calibration
 
 
-def _fit(maps: list[torch.Tensor], ring: list[torch.Tensor]) -> dict:
+def _fit(maps: list[torch.Tensor], ring: list[torch.Tensor]) -> dict[str, list]:
     """The calibration of one patch size, from ``raw_maps`` (3,h,w) and rings (h,w) of normal images."""
     pixels = torch.cat([m.flatten(1) for m in maps], 1).double()
     offset = pixels.mean(1).float().clamp(min=_TINY)
     pairs = [_terms(m, offset, r) for m, r in zip(maps, ring, strict=True)]
     logs, terms = (torch.cat([part.flatten(1) for part in parts], 1).double() for parts in zip(*pairs, strict=True))
-    where = torch.cat([r.flatten() for r in ring])
+    ring = torch.cat([r.flatten() for r in ring])
     weights = torch.linalg.solve(terms @ terms.T + 1e-6 * torch.eye(len(terms)), terms @ logs.T).T
-    left = logs - weights @ terms
+    residuals = logs - weights @ terms
     return {
         "zscore": torch.stack([pixels[:2].mean(1), pixels[:2].std(1).clamp(min=_TINY)], 1).tolist(),
         "offset": offset.tolist(),
         "weights": weights.tolist(),
-        "spread": torch.stack([_spread(left, where == k) for k in range(RINGS)], 1).tolist(),
+        "spread": torch.stack([_spread(residuals, ring == k) for k in range(RINGS)], 1).tolist(),
     }
 
 
-def _spread(left: torch.Tensor, in_ring: torch.Tensor) -> torch.Tensor:
-    """Std (2,) of what is left in a ring; over all rings where images are too small to reach this one."""
-    inside = left[:, in_ring] if in_ring.sum() > 1 else left
+def _spread(residuals: torch.Tensor, in_ring: torch.Tensor) -> torch.Tensor:
+    """Std (2,) of the residuals in a ring; over all rings where images are too small to reach this one."""
+    inside = residuals[:, in_ring] if in_ring.sum() > 1 else residuals
     return inside.std(1).clamp(min=1e-6)

@@ -1,4 +1,4 @@
-"""The students: patch networks that learn what the teacher says of defect-free images, and of nothing else."""
+"""Training of the students: patch networks that learn the teacher's descriptors, from defect-free images alone."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,13 +10,14 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
 
 from src import settings, training
-from src.defects.data import DefectDataset
+from src.backbones import normalize
+from src.defects.config import Config
+from src.defects.data import DefectDataset, fingerprint
 from src.defects.dense import pad
 from src.defects.model import PatchNet, Students
-from src.images import normalize
 
-_VALIDATION_CROP = 256  # at most: validation looks at the middle of each image
-_FLOOR = 1e-3  # of the largest std: a dimension that hardly varies on good parts must not drown the others
+_VALIDATION_CROP = 256  # at most: validation sees the middle of each image
+_LEAST_STD = 1e-3  # of the largest: a dimension that hardly varies on good parts must not drown the others
 
 
 class Pixels(Dataset):
@@ -68,51 +69,56 @@ def teacher_statistics(teacher: PatchNet, pixels: Pixels) -> tuple[torch.Tensor,
         total, squares = total + descriptors.sum(1), squares + descriptors.square().sum(1)
     mean = total / count
     std = (squares / count - mean.square()).clamp(min=0).sqrt()
-    return mean.float(), std.clamp(min=_FLOOR * float(std.max())).float()
+    return mean.float(), std.clamp(min=_LEAST_STD * float(std.max())).float()
 
 
-def loss(students: nn.Module, views: torch.Tensor, *, teacher: PatchNet, scaling: Students) -> torch.Tensor:
-    """Squared distance to the normalised teacher, summed over dimensions, averaged over positions and students.
+def loss(model: nn.Module, views: torch.Tensor, *, teacher: PatchNet, students: Students) -> torch.Tensor:
+    """Squared distance of the ``students`` to the normalised teacher, over views (B,3,c,c).
 
+    Summed over dimensions, averaged over positions and students. ``model``: the students as training wraps them.
     The teacher runs in full precision: what is noise to its own descriptors is not once they are divided by
     the small spread that they have on one kind of part.
     """
     with torch.no_grad(), torch.autocast(settings.DEVICE.type, enabled=False):
-        targets = scaling.normalize(teacher(views))
-    return (students(views).float() - targets).square().sum(2).mean()
+        targets = students.normalize(teacher(views))
+    return (model(views).float() - targets).square().sum(2).mean()
 
 
 @torch.inference_mode()
-def validate(students: Students, *, views: Sequence[torch.Tensor], teacher: PatchNet, config) -> dict[str, float]:
-    """``regression_error`` of the students on defect-free validation views, per dimension (1 = knows the mean only)."""
+def validate(students: Students, *, views: Sequence[torch.Tensor], teacher: PatchNet, config: Config) -> dict:
+    """``regression_error`` of the students on defect-free validation views, per dimension (1: as the mean alone)."""
     with training.autocast(config):
-        losses = [float(loss(students, view, teacher=teacher, scaling=students)) for view in views]
+        losses = [float(loss(students, view, teacher=teacher, students=students)) for view in views]
     return {"regression_error": sum(losses) / len(losses) / teacher.descriptor}
 
 
-def fit(students: Students, teacher: PatchNet, train: DefectDataset, val: DefectDataset, config, run_dir: Path):
+def fit(
+    students: Students, teacher: PatchNet, train: DefectDataset, val: DefectDataset, config: Config, run_dir: Path
+) -> list[dict]:
     """Train (or resume) the students of one category and patch size; returns the history.
 
     ``val`` must hold defect-free images only: they choose the epoch.
     """
-    size, device = teacher.patch_size, settings.DEVICE
+    patch_size = teacher.patch_size
     pixels = Pixels(train, config.image_size)
-    for own, found in zip((students.mean, students.std), teacher_statistics(teacher, pixels), strict=True):
-        own.copy_(found)
-    views = [training.to_device(_middle(image, size)) for image in Pixels(val, config.image_size)]
-    teacher = teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    mean, std = teacher_statistics(teacher, pixels)
+    students.mean.copy_(mean)
+    students.std.copy_(std)
+    views = [training.to_device(_middle(image)) for image in Pixels(val, config.image_size)]
+    teacher = teacher.to(settings.DEVICE, memory_format=torch.channels_last).eval().requires_grad_(False)
     return training.fit(
         students,
-        training.Batches(pixels, config, Crop(size, config.crop_size)),
-        partial(loss, teacher=teacher, scaling=students),
+        training.Batches(pixels, config, Crop(patch_size, config.crop_size)),
+        partial(loss, teacher=teacher, students=students),
         partial(validate, views=views, teacher=teacher, config=config),
         config,
         run_dir=run_dir,
         monitor="regression_error",
         minimize=True,
+        fingerprint=fingerprint(train.files() + val.files())["sha256"],
     )
 
 
-def _middle(image: torch.Tensor, patch_size: int) -> torch.Tensor:
+def _middle(image: torch.Tensor) -> torch.Tensor:
     side = min(_VALIDATION_CROP, *image.shape[-2:])
     return normalize(TF.center_crop(image, [side, side]))[None]

@@ -1,7 +1,6 @@
-"""Distillation of a teacher: a small patch network learns to say what a large classifier says of a patch."""
+"""Distillation of a teacher: a small patch network learns to predict a large classifier's features of a patch."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -9,161 +8,75 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional as TF
 
-from src import checkpoints, settings, training
-from src.defects.model import BACKBONES, Backbone, PatchNet, Teacher, compactness, effective_rank
-from src.images import SUFFIXES, DataError, normalize, read_image
+from src import backbones, settings, training
+from src.defects import domain
+from src.defects.config import TeacherConfig
+from src.defects.data import fingerprint
+from src.defects.model import FeatureExtractor, PatchNet, Teacher, compactness, effective_rank
+from src.defects.patches import AugmentedPatches, Images, image_files, train_and_val
 
-GREY_SHARE = 0.1  # of the patches, so that the descriptor does not rest on colour alone
-HELD_OUT = 10  # every tenth image validates
-
-
-@dataclass(frozen=True)
-class TeacherConfig(training.TrainingConfig):
-    """All that a teacher's weights depend on, so that a teacher can be shared and recognised."""
-
-    patch_size: int = 33
-    descriptor: int = 128
-    width: int = 128
-    backbone: str = "resnet18"
-    pretrained: str = "imagenet"  # imagenet | none (random weights)
-    depth: str = "middle"  # middle | last: where the backbone's features are taken
-    patch_pixels: int = 64  # side to which patches are enlarged for the backbone
-    images: str = "imagenet"  # folder below DATA_DIR, searched for images
-    image_size: tuple[int, int] = (128, 320)  # range of the short side of the images that patches are cut from
-    augmentation: str = "paper"  # paper (flips, some grey) | user (flips, rotation)
-    patches_per_image: int = 1
-    compactness: str = "mean"  # mean | sum, over pairs of dimensions
-    compactness_weight: float = 0.1
-    backbone_epochs: int = 0  # of fine-tuning the backbone beforehand; 0 = as it came
-    domain: str = ""  # which training images those are
-
-    def __post_init__(self):
-        super().__post_init__()
-        choices = {
-            "backbone": tuple(BACKBONES),
-            "depth": ("middle", "last"),
-            "pretrained": ("imagenet", "none"),
-            "augmentation": ("paper", "flip_rotate"),
-            "compactness": ("mean", "sum"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise settings.InputError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
-        if len(self.image_size) != 2 or not self.patch_size <= self.image_size[0] <= self.image_size[1]:
-            raise settings.InputError(f"teacher_image_size={self.image_size}: expected a range (low,high), low no less "
-                                      f"than a patch ({self.patch_size})")  # fmt: skip
-        if self.backbone_epochs < 0:
-            raise settings.InputError(f"backbone_epochs={self.backbone_epochs}: 0 leaves the backbone as it came")
+_BATCH = 256  # patches at a time, outside training
+_LEAST_STD = 1e-3  # of the largest: a feature that hardly varies here must not drown the others where it does
+_VALIDATION_PATCHES = 16  # of an image, at least
 
 
-# --------------------------------------------------------------------------------------------- data
-class Images(Dataset):
-    """Image files as uint8 (3,H,W)."""
-
-    def __init__(self, files: Sequence[Path]):
-        self.files = files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.from_numpy(read_image(self.files[index])).permute(2, 0, 1)
-
-
-def cut_patches(image: torch.Tensor, config: TeacherConfig) -> torch.Tensor:
-    """Patches from random places of one image: uint8 (3,H,W) -> uint8 (K,3,p,p).
-
-    The image is resized so that a patch is a small part of it, at one of many scales (Bergmann et al., 4.1).
-    """
-    size = config.patch_size
-    low, high = config.image_size
-    image = TF.resize(image, [_draw(low, high + 1)], antialias=True)
-    corners = [(_draw(0, image.shape[1] - size + 1), _draw(0, image.shape[2] - size + 1))
-               for _ in range(config.patches_per_image)]  # fmt: skip
-    return torch.stack([image[:, y : y + size, x : x + size] for y, x in corners])
-
-
-class CutPatches:
-    """Patches of one image, augmented: uint8 (3,H,W) -> float32 (K,3,p,p), normalised."""
-
-    def __init__(self, config: TeacherConfig):
-        self.config = config
-
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        patches = cut_patches(image, self.config)
-        for axis in (2, 3):
-            flipped = torch.rand(len(patches)) < 0.5
-            patches[flipped] = patches[flipped].flip(axis)
-        if self.config.augmentation == "flip_rotate":
-            angles = torch.empty(len(patches)).uniform_(-180, 180).tolist()
-            patches = torch.stack([TF.rotate(p, angle) for p, angle in zip(patches, angles, strict=True)])
-        else:
-            grey = torch.rand(len(patches)) < GREY_SHARE
-            patches[grey] = TF.rgb_to_grayscale(patches[grey], 3)
-        return normalize(patches)
-
-
-def _draw(low: int, high: int) -> int:
-    return int(torch.randint(low, high, ()))
-
-
-def image_files(folder: Path) -> list[Path]:
-    """All images below a folder, sorted; DataError if there are fewer than can be divided into train and val."""
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if len(files) < 2 * HELD_OUT:
-        raise DataError(f"{folder} holds {len(files)} images to learn a teacher from; at least {2 * HELD_OUT} "
-                             "are needed: put photographs of any kind there")  # fmt: skip
-    return files
-
-
-# ----------------------------------------------------------------------------------------- training
-def distill(config: TeacherConfig, run_dir: Path, weights: Path | None = None,
-            adapt: Callable[[Backbone], object] | None = None) -> tuple[PatchNet, list[dict]]:  # fmt: skip
+def distill(
+    config: TeacherConfig, run_dir: Path, weights: Path | None = None, images: Sequence[Path] = ()
+) -> tuple[PatchNet, list[dict]]:
     """Train (or resume) the teacher's run in ``run_dir``; returns its patch network and the history.
 
-    ``weights`` is a local state dict of the backbone, in place of torchvision's download; ``adapt`` fine-tunes
-    the backbone before it is asked anything. The epoch is chosen by the distillation error on held-out patches.
+    ``weights`` is a local state dict of the backbone, in place of torchvision's download; ``images`` are those that the
+    config may have it fine-tuned on beforehand. The epoch is chosen by the distillation error on held-out patches.
     """
     if weights and config.pretrained == "none":
         raise settings.InputError(f"{weights} would not be used: set pretrained=imagenet")
     settings.seed_everything(config.seed)
-    published = torchvision.models.get_model_weights(config.backbone).DEFAULT
-    state = checkpoints.pretrained(published, weights) if config.pretrained == "imagenet" else None
-    backbone = Backbone(config.backbone, config.depth, config.patch_pixels, state, weights or published.url)
+    if config.pretrained == "imagenet":
+        network, _ = backbones.pretrained(config.backbone, weights)
+    else:
+        network = torchvision.models.get_model(config.backbone, weights=None)
+    backbone = FeatureExtractor(network, config.backbone, config.depth, config.patch_pixels)
     model = Teacher(PatchNet(config.patch_size, config.descriptor, config.width), backbone.channels)
-    if adapt:
-        adapt(backbone)
+    if config.backbone_epochs:
+        domain.fine_tune(backbone, images, config, run_dir.with_name(f"{run_dir.name}_backbone"))
     files = image_files(settings.DATA_DIR / config.images)
-    cut = CutPatches(config)
-    batches = training.Batches(Images([f for i, f in enumerate(files) if i % HELD_OUT]), config, cut)
-    held_out = _fixed_patches(files[::HELD_OUT], config, cut)
+    train, val = train_and_val(files)
     backbone = backbone.to(settings.DEVICE, memory_format=torch.channels_last)
-    features = _features(backbone, held_out, config)
-    statistics = features.mean(0), _spread(features)
+    patches = validation_patches(val, config)
+    features = _features(backbone, patches, config)
+    mean, std = features.mean(0), features.std(0)
+    std = std.clamp(min=_LEAST_STD * float(std.max()))
     history = training.fit(
         model,
-        batches,
-        partial(loss, backbone=backbone, statistics=statistics, config=config),
-        partial(validate, patches=held_out, targets=(features - statistics[0]) / statistics[1]),
+        training.Batches(Images(train), config, AugmentedPatches(config)),
+        partial(loss, backbone=backbone, mean=mean, std=std, config=config),
+        partial(validate, patches=patches, targets=(features - mean) / std),
         config,
         run_dir=run_dir,
         monitor="distillation",
         minimize=True,
+        fingerprint=fingerprint(files)["sha256"],
     )
     return model.net, history
 
 
-def loss(model: nn.Module, batch: torch.Tensor, *, backbone: Backbone, statistics: tuple, config: TeacherConfig):
+def loss(
+    model: nn.Module,
+    batch: torch.Tensor,
+    *,
+    backbone: FeatureExtractor,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    config: TeacherConfig,
+) -> torch.Tensor:
     """Distillation MSE per feature + weighted compactness, of patches (B,K,3,p,p).
 
-    The backbone's features are standardised by ``statistics``, so that neither the choice of backbone nor a
+    The backbone's features are standardised by ``mean`` and ``std`` (C,), so that neither the choice of backbone nor a
     feature's scale changes what the compactness weight means.
     """
     patches = batch.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-    target = (backbone(patches) - statistics[0]) / statistics[1]
+    target = (backbone(patches) - mean) / std
     descriptors, decoded = model(patches)
     redundancy = compactness(descriptors, config.compactness)
     return F.mse_loss(decoded.float(), target) + config.compactness_weight * redundancy
@@ -172,7 +85,7 @@ def loss(model: nn.Module, batch: torch.Tensor, *, backbone: Backbone, statistic
 @torch.inference_mode()
 def validate(model: Teacher, patches: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
     """Distillation MSE (1 = no better than the mean feature), compactness and effective rank on fixed patches."""
-    outputs = [model(part) for part in patches.split(256)]
+    outputs = [model(part) for part in patches.split(_BATCH)]
     descriptors, decoded = (torch.cat(parts) for parts in zip(*outputs, strict=True))
     return {
         "distillation": float(F.mse_loss(decoded, targets)),
@@ -181,21 +94,16 @@ def validate(model: Teacher, patches: torch.Tensor, targets: torch.Tensor) -> di
     }
 
 
-def _fixed_patches(files: Sequence[Path], config: TeacherConfig, cut: CutPatches) -> torch.Tensor:
-    """Patches (N,3,p,p) of the held-out images, the same at every call: at least 16 an image."""
+def validation_patches(files: Sequence[Path], config: TeacherConfig) -> torch.Tensor:
+    """Patches (N,3,p,p) of the held-out images on the device, the same at every call: at least 16 an image."""
+    cut = AugmentedPatches(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        rounds = -(-16 // config.patches_per_image)
+        rounds = -(-_VALIDATION_PATCHES // config.patches_per_image)
         patches = [cut(image) for image in Images(files) for _ in range(rounds)]
     return torch.cat(patches).to(settings.DEVICE, memory_format=torch.channels_last)
 
 
-def _spread(features: torch.Tensor) -> torch.Tensor:
-    """Std of each feature; one that hardly varies here must not drown the others where it does."""
-    std = features.std(0)
-    return std.clamp(min=1e-3 * float(std.max()))
-
-
-def _features(backbone: Backbone, patches: torch.Tensor, config: TeacherConfig) -> torch.Tensor:
+def _features(backbone: FeatureExtractor, patches: torch.Tensor, config: TeacherConfig) -> torch.Tensor:
     with training.autocast(config):
-        return torch.cat([backbone(part) for part in patches.split(256)])
+        return torch.cat([backbone(part) for part in patches.split(_BATCH)])
