@@ -81,6 +81,7 @@ def loss(model: nn.Module, batch: tuple) -> torch.Tensor:
 @torch.no_grad()
 def validate(model: nn.Module) -> dict[str, float]:
     """Mean IoU over Stripes and the number of samples counted, over however many ranks there are."""
+    assert not model.training
     matrix, share = ConfusionMatrix(2), training.shard(Stripes())
     for index in range(len(share)):
         image, label = share[index]
@@ -150,6 +151,19 @@ def test_with_nothing_to_choose_by_the_last_epoch_is_kept(tmp_path):
     assert same(nothing.state_dict(), model.state_dict()) and "metric" not in history[0]
 
 
+def test_an_epoch_draws_random_numbers_of_its_own_and_the_same_again(tmp_path):
+    draws = {"once": [], "again": []}
+    for name, numbers in draws.items():
+
+        def drawing(model: nn.Module, batch: tuple, numbers: list = numbers) -> torch.Tensor:
+            numbers.append(float(torch.rand(())))
+            return loss(model, batch)
+
+        torch.rand(1)
+        run(tmp_path / name, loss=drawing)
+    assert draws["once"] == draws["again"] and len(set(draws["once"])) == 15
+
+
 def test_minimize(tmp_path):
     check, seen = scripted([0.3, 0.1, 0.2])
     model, _ = run(tmp_path, validate=check, monitor="metric", minimize=True)
@@ -212,6 +226,11 @@ def test_schedules():
     assert rates(config, 4) == [0.1] * 12
     assert rates(replace(config, schedule="poly"), 4) == pytest.approx(poly)
     assert rates(replace(config, schedule="cosine"), 4) == pytest.approx(cosine)
+
+
+def test_the_rate_is_lowered_at_every_step_of_a_run(tmp_path):
+    _, history = run(tmp_path, replace(QUICK, schedule="poly"))
+    assert [row["lr"] for row in history] == pytest.approx([0.01 * (1 - step / 15) ** 0.9 for step in (0, 5, 10)])
 
 
 def test_warm_up_comes_before_the_schedule():
