@@ -1,33 +1,34 @@
-"""What the tests of networks, training and figures share: a tiny config, networks that do as told, plots in no time."""
+"""What the tests of the series system are made of: a tiny config, networks of known output, plots in no time."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-from src import series, settings
-from src.series.data import Labelled
+from src import series
+from src.labelled import Labelled
 from src.synthetic import series_raster, time_series
 from src.synthetic.time_series import CLASSES
 
-TINY = series.Config(dataset="plots", width=4, dropout=(0.1, 0.1, 0.1), epochs=2, batch_size=8, optimizer="adamw",
-                     lr=3e-3, amp=False, workers=0)  # fmt: skip
+THREE = ("mean_shift", "point_anomaly", "volatility")
+TINY = series.Config(
+    dataset="plots",
+    width=4,
+    dropout=(0.1, 0.1, 0.1),
+    epochs=2,
+    batch_size=8,
+    optimizer="adamw",
+    lr=3e-3,
+    amp=False,
+    workers=0,
+)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def on_the_cpu():
-    """The same bits on every machine: several tests compare weights and probabilities exactly."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(settings, "DEVICE", torch.device("cpu"))
-        yield
-
-
-class Told(nn.Module):
-    """A network whose items are its logits (B,classes), times ``factor``, and which looks where ``maps`` say."""
+class KnownOutput(nn.Module):
+    """A network whose items are its logits (B,classes), times ``factor``, with ``maps`` for activation maps."""
 
     def __init__(self, factor: float = 1.0, maps: torch.Tensor | None = None):
         super().__init__()
@@ -40,8 +41,8 @@ class Told(nn.Module):
         return self.maps[: len(items)]
 
 
-def traces(count: int, seed: int = 0) -> torch.Tensor:
-    """Traces float16 (count,2,640) of lines of some thickness, between 0 and 1."""
+def envelopes(count: int, seed: int = 0) -> torch.Tensor:
+    """Envelopes float16 (count,2,640) of lines of some thickness, between 0 and 1."""
     generator = torch.Generator().manual_seed(seed)
     lower = torch.rand(count, 1, 640, generator=generator) * 0.8
     return torch.cat([lower + 0.05 + 0.15 * torch.rand(count, 1, 640, generator=generator), lower], 1).half()
@@ -52,9 +53,17 @@ def pictures(count: int, size: tuple[int, int] = (40, 48), seed: int = 0) -> tor
 
 
 def labelled(items: torch.Tensor, labels: Iterable[int], classes: tuple[str, ...] = CLASSES) -> Labelled:
-    """Items as a split, named by their class and number."""
+    """Items as a split, called by their class and number."""
     labels = torch.tensor(list(labels))
     return Labelled(items, labels, classes, tuple(f"{classes[k]}/{i:03d}.png" for i, k in enumerate(labels.tolist())))
+
+
+def state(model: nn.Module) -> list[torch.Tensor]:
+    return [tensor.clone() for tensor in model.state_dict().values()]
+
+
+def same(first: Iterable[torch.Tensor], second: Iterable[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def write_plots(root: Path, counts: dict[str, int]) -> dict[str, time_series.Series]:

@@ -1,6 +1,7 @@
-"""Readers of plots and numbers: layouts, subsets of classes, errors that name the file, and stratified folds."""
+"""Readers of plots and numbers: layouts, splits, classes, errors that name the file; folds; series by the generator."""
 
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,69 +10,127 @@ import pytest
 import torch
 from PIL import Image
 
-from src import settings
+from src import series, settings
 from src.images import DataError
-from src.series import data, envelope
+from src.labelled import Labelled
+from src.series import csv_files, data, envelope, generated
+from src.series.csv_files import read_csv
 from src.synthetic import series_plots, series_raster, time_series
+from src.synthetic.time_series import CLASSES
+from tests.series.helpers import THREE, TINY
 
-CLASSES = ("mean_shift", "point_anomaly", "volatility")
+ENVELOPES = envelope.of_plot, envelope.of_series
 SMALL = partial(data.picture, size=(60, 80)), partial(series_raster.picture, size=(60, 80))
-TRACES = envelope.of_plot, envelope.of_series
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    """train/<class>/NNN.png, a 16-colour palette PNG as the real plots are, and NNN.csv: two of each of CLASSES."""
-    root = tmp_path_factory.mktemp("series")
-    for label in CLASSES:
+def real_like(tmp_path_factory) -> Path:
+    """train/<class>/NNN.png, a 16-colour palette PNG as the real plots are, and NNN.csv: two of each of THREE."""
+    folder = tmp_path_factory.mktemp("series")
+    for label in THREE:
         for number in range(2):
-            series, stem = time_series.generate(label, number, seed=5), root / "train" / label / f"{number:03d}"
-            time_series.write_csv(series, stem.with_suffix(".csv"))
-            series_plots.draw(series.values, stem.with_suffix(".png"))
+            one, stem = time_series.generate(label, number, seed=5), folder / "train" / label / f"{number:03d}"
+            time_series.write_csv(one, stem.with_suffix(".csv"))
+            series_plots.draw(one.values, stem.with_suffix(".png"))
             with Image.open(stem.with_suffix(".png")) as image:
                 image.convert("RGB").quantize(16).save(stem.with_suffix(".png"))
-    return root
+    return folder
+
+
+def labels_fit_names(part: Labelled) -> bool:
+    return [part.classes[k] for k in part.labels.tolist()] == [name.split("/")[0] for name in part.names]
 
 
 def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
 
 
-# ----------------------------------------------------------------------------------------------- plots
-def test_plots_are_read_at_one_size(root):
-    plots = data.read_series(root, "train", SMALL)
-    assert plots.items.shape == (6, 3, 60, 80) and plots.items.dtype == torch.uint8 and len(plots) == 6
-    assert plots.labels.tolist() == [0, 0, 1, 1, 2, 2] and plots.classes == CLASSES
+# -------------------------------------------------------------------------------------------- splits
+def test_without_a_validation_split_the_first_fold_of_train_is_one(root):
+    parts = series.datasets(TINY, root)
+    assert {split: len(part) for split, part in parts.items()} == {"train": 36, "val": 9, "test": 18}
+    assert not set(parts["train"].names) & set(parts["val"].names)
+    for part in parts.values():
+        assert part.classes == CLASSES and labels_fit_names(part) and part.items.shape[1:] == (2, 640)
+        assert len(set(torch.bincount(part.labels, minlength=9).tolist())) == 1
+
+
+def test_a_validation_split_on_disk_is_taken(root, tmp_path):
+    shutil.copytree(root, tmp_path / "copy")
+    shutil.move(tmp_path / "copy/test", tmp_path / "copy/val")
+    parts = series.datasets(TINY, tmp_path / "copy")
+    assert {split: len(part) for split, part in parts.items()} == {"train": 45, "val": 18}
+
+
+def test_folds_follow_the_seed(root):
+    names = [series.datasets(replace(TINY, seed=seed, classes=THREE), root)["val"].names for seed in (1, 1, 2)]
+    assert names[0] == names[1] != names[2]
+
+
+def test_pictures_are_read_for_networks_of_pictures(root):
+    config = replace(TINY, backbone="resnet18", size=(60, 80), classes=THREE)
+    full, line = (series.datasets(replace(config, axes=axes), root, ("test",))["test"].items for axes in (True, False))
+    assert full.shape == line.shape == (6, 3, 60, 80) and full.dtype == torch.uint8
+    assert full.float().mean() < line.float().mean() and line[:, :, -5:].min() == 255
+
+
+def test_classes_may_be_chosen(root):
+    chosen = THREE[::-1]
+    parts = series.datasets(replace(TINY, classes=chosen), root)
+    assert all(part.classes == chosen and labels_fit_names(part) for part in parts.values()) and len(parts["test"]) == 6
+    with pytest.raises(settings.InputError, match="no class unicorn; there are collective_anomaly"):
+        series.datasets(replace(TINY, classes=("volatility", "unicorn")), root)
+
+
+def test_a_folder_may_lack_classes_but_bring_no_other(root, tmp_path):
+    for label in THREE:
+        shutil.copytree(root / "test" / label, tmp_path / "train" / label)
+    part = series.read_split(TINY, tmp_path, "train")
+    assert part.classes == CLASSES and labels_fit_names(part)
+    (tmp_path / "train/volatility").rename(tmp_path / "train/bursts")
+    with pytest.raises(settings.InputError, match="holds classes that are not known: bursts; .*classes="):
+        series.read_split(TINY, tmp_path, "train")
+
+
+def test_generated_data_is_on_no_disk(monkeypatch):
+    monkeypatch.setattr(data, "DRAWN", 4)
+    config = replace(TINY, dataset="generated", classes=THREE)
+    parts = series.datasets(config)
+    assert {split: len(part) for split, part in parts.items()} == {"train": 12, "val": 12, "test": 12}
+    for part in parts.values():
+        assert part.classes == THREE and labels_fit_names(part) and len(part.known) == 12
+    assert len({item.numpy().tobytes() for part in parts.values() for item in part.items}) == 36
+    assert not torch.equal(series.datasets(replace(config, seed=1))["val"].items, parts["val"].items)
+
+
+def test_a_root_without_plots_is_named(root, tmp_path):
+    with pytest.raises(DataError, match=f"{root}/test has no train/<class> folders"):
+        series.datasets(TINY, root / "test")
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(DataError, match=f"{folder} holds neither test/<class>.* nor <class>.*--root DIR"):
+            series.read_split(TINY, folder, "test")
+
+
+def test_the_distribution_counts_series(root):
+    expected = {"train": dict.fromkeys(CLASSES, 5), "test": dict.fromkeys(CLASSES, 2)}
+    assert series.distribution(TINY, root) == expected
+
+
+# ------------------------------------------------------------------------------------------------ plots
+def test_plots_are_read_at_one_size(real_like):
+    plots = data.read_folder(real_like, "train", SMALL)
+    assert plots.items.shape == (6, 3, 60, 80) and plots.items.dtype == torch.uint8
+    assert plots.labels.tolist() == [0, 0, 1, 1, 2, 2] and plots.classes == THREE
     assert plots.names[3] == "point_anomaly/001.png"
-    series = time_series.generate("point_anomaly", 1, seed=5)
-    drawn = series_raster.picture(series.values, (60, 80))
+    drawn = series_raster.picture(time_series.generate("point_anomaly", 1, seed=5).values, (60, 80))
     likeness = [np.corrcoef(plot.ravel(), drawn.ravel())[0, 1] for plot in plots.items]
     assert int(np.argmax(likeness)) == 3 and likeness[3] > 0.95
 
 
-def test_class_folders_may_lie_at_the_root(root):
-    plots = data.read_series(root / "train", "test", SMALL)
-    assert torch.equal(plots.items, data.read_series(root, "train", SMALL).items)
-
-
-def test_any_classes_in_any_order(root):
-    plots = data.read_series(root, "train", SMALL, classes=("volatility", "mean_shift"))
-    assert plots.classes == ("volatility", "mean_shift") and plots.labels.tolist() == [0, 0, 1, 1]
-    assert plots.names[0] == "volatility/000.png"
-    with pytest.raises(settings.InputError, match="no class trend_shift; there are mean_shift, point_anomaly"):
-        data.read_series(root, "train", SMALL, classes=("trend_shift",))
-
-
-def test_a_subset_keeps_its_labels_and_names(root):
-    plots = data.read_series(root, "train", SMALL)
-    part = plots.subset(torch.tensor([5, 0]))
-    assert part.labels.tolist() == [2, 0] and part.names == (plots.names[5], plots.names[0])
-    assert torch.equal(part.items[0], plots.items[5]) and part.classes == CLASSES
-
-
-def test_without_axes_the_line_is_left(root):
-    plots = data.read_series(root, "train", (partial(data.picture, size=(120, 160), axes=False), None))
+def test_without_axes_the_line_is_left(real_like):
+    plots = data.read_folder(real_like, "train", (partial(data.picture, size=(120, 160), axes=False), None))
     for plot, name in zip(plots.items.numpy(), plots.names, strict=True):
         label, number = name.split("/")
         values = time_series.generate(label, int(number[:3]), seed=5).values
@@ -80,95 +139,65 @@ def test_without_axes_the_line_is_left(root):
         assert np.corrcoef(plot.ravel(), drawn.ravel())[0, 1] > 0.97
 
 
-def test_plots_are_read_as_traces(root):
-    plots = data.read_series(root, "train", TRACES)
+def test_plots_are_read_as_envelopes(real_like):
+    plots = data.read_folder(real_like, "train", ENVELOPES)
     assert plots.items.shape == (6, 2, envelope.WIDTH) and plots.items.dtype == torch.float16
-    own = torch.as_tensor(envelope.of_series(time_series.generate("volatility", 0, seed=5).values)).double()
-    errors = (plots.items.double() - own).abs().mean((1, 2))
+    computed = envelope.of_series(time_series.generate("volatility", 0, seed=5).values)
+    errors = (plots.items.double() - torch.as_tensor(computed).double()).abs().mean((1, 2))
     assert int(errors.argmin()) == 4 and errors[4] < 0.04
 
 
-def test_a_plot_that_the_view_refuses_is_named(tmp_path):
+def test_numbers_stand_in_for_plots_that_are_missing(real_like, tmp_path):
+    """A series with a plot is read from it alone, whatever its CSV file holds; one without, from its numbers."""
+    shutil.copytree(real_like / "train", tmp_path / "train")
+    (tmp_path / "train/mean_shift/000.png").unlink()
+    (tmp_path / "train/mean_shift/001.csv").write_text("no numbers")
+    plotted, mixed = (data.read_folder(folder, "train", ENVELOPES) for folder in (real_like, tmp_path))
+    assert mixed.names == ("mean_shift/000.csv", *plotted.names[1:]) and mixed.labels.equal(plotted.labels)
+    assert torch.equal(mixed.items[1:], plotted.items[1:])
+    computed = envelope.of_series(read_csv(real_like / "train/mean_shift/000.csv"))
+    assert np.array_equal(mixed.items[0].numpy(), computed)
+
+
+def test_a_plot_that_cannot_be_used_is_named(real_like, tmp_path):
     (tmp_path / "a").mkdir()
     Image.new("RGB", (790, 590), "white").save(tmp_path / "a" / "white.png")
     for of_plot in (envelope.of_plot, partial(data.picture, axes=False)):
         with pytest.raises(DataError, match="white.png has no blue line"):
-            data.read_series(tmp_path, "train", (of_plot, None))
+            data.read_folder(tmp_path, "train", (of_plot, None))
+    plot = (real_like / "train/volatility/000.png").read_bytes()
+    (tmp_path / "a" / "torn.png").write_bytes(plot[: len(plot) // 2])
+    with pytest.raises(DataError, match="torn.png is not a readable image"):
+        data.read_folder(tmp_path, "train", SMALL)
 
 
-def test_what_a_folder_holds(root):
-    assert data.has_split(root, "train") and not data.has_split(root, "val")
-    assert data.counts(root, "train") == dict.fromkeys(CLASSES, 2)
-    files = data.files(root, "train", ("volatility", "mean_shift"))
-    assert [f"{f.parent.name}/{f.name}" for f in files] == [
-        "volatility/000.png", "volatility/001.png", "mean_shift/000.png", "mean_shift/001.png"]  # fmt: skip
-
-
-def test_numbers_stand_in_for_plots_that_are_missing(root, tmp_path):
-    """A series with a plot is read from it alone, whatever its CSV file holds; one without, from its numbers."""
-    shutil.copytree(root / "train", tmp_path / "train")
-    (tmp_path / "train/mean_shift/000.png").unlink()
-    (tmp_path / "train/mean_shift/001.csv").write_text("no numbers")
-    assert data.counts(tmp_path, "train") == dict.fromkeys(CLASSES, 2)
-    whole, mixed = (data.read_series(place, "train", TRACES) for place in (root, tmp_path))
-    assert mixed.names == ("mean_shift/000.csv", *whole.names[1:]) and mixed.labels.equal(whole.labels)
-    assert torch.equal(mixed.items[1:], whole.items[1:])
-    own = envelope.of_series(data.read_csv(root / "train/mean_shift/000.csv"))
-    assert np.array_equal(mixed.items[0].numpy(), own)
-
-
-def test_class_folders_of_numbers_alone(root, tmp_path):
-    for file in (root / "train").glob("*/*.csv"):
-        (tmp_path / file.parent.name).mkdir(exist_ok=True)
-        shutil.copy(file, tmp_path / file.parent.name)
-    found = data.read_series(tmp_path, "test", SMALL)
-    assert found.classes == CLASSES and found.names[5] == "volatility/001.csv"
-    drawn = series_raster.picture(time_series.generate("volatility", 1, seed=5).values, (60, 80))
-    assert np.abs(found.items[5].numpy().astype(float) - drawn).max() <= 1  # as far as a CSV file rounds
-    (tmp_path / "volatility/001.csv").write_text("data\n1\n\n2\nmany\n")
-    with pytest.raises(DataError, match="volatility/001.csv, line 5: 'many' is not a number"):
-        data.read_series(tmp_path, "test", SMALL)
-
-
-def test_metadata_is_found_by_name(tmp_path):
-    series = {f"val/{label}/000": time_series.generate(label, 0, "val", seed=5) for label in CLASSES}
+# ------------------------------------------------------------------------------------------- metadata
+def test_metadata_is_read_by_name(tmp_path):
+    known = {f"val/{label}/000": time_series.generate(label, 0, "val", seed=5) for label in CLASSES}
     assert data.metadata(tmp_path, ["volatility/000.png"], "val") == []
-    time_series.write_metadata(series, tmp_path / "metadata.json", seed=5)
+    time_series.write_metadata(known, tmp_path / "metadata.json", seed=5)
     rows = data.metadata(tmp_path, ["volatility/000.png", "mean_shift/000.csv"], "val")
     assert [row["label"] for row in rows] == ["volatility", "mean_shift"]
-    assert rows[1]["length"] == len(series["val/mean_shift/000"].values)
+    assert rows[1]["length"] == len(known["val/mean_shift/000"].values)
     with pytest.raises(DataError, match="metadata.json knows nothing of val/volatility/001"):
         data.metadata(tmp_path, ["volatility/001.png"], "val")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"rows": {}}'])
-def test_metadata_of_others_are_named(tmp_path, content):
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"rows": {}}', '{"series": []}', '{"series": {"val/volatility/000": {"length": 9}}}'],
+)
+def test_metadata_of_others_is_named(tmp_path, content):
     write(tmp_path / "metadata.json", content)
     with pytest.raises(DataError, match="metadata.json is not what is written beside generated plots: move it"):
         data.metadata(tmp_path, ["volatility/000.png"], "val")
 
 
-def test_a_wrong_root_says_what_it_must_hold(tmp_path):
-    for root in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(DataError, match=f"{root.name} holds neither train/<class>.* nor <class>.*--root DIR"):
-            data.read_series(root, "train", SMALL)
-
-
-@pytest.mark.parametrize("content", [b"", b"not a picture", None])
-def test_unreadable_images_are_named(tmp_path, root, content):
-    path = tmp_path / "a" / "bad.png"
-    path.parent.mkdir()
-    whole = (root / "train" / "volatility" / "000.png").read_bytes()
-    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(DataError, match="bad.png is not a readable image"):
-        data.read_series(tmp_path, "train", SMALL)
-
-
 # --------------------------------------------------------------------------------------------- numbers
-def test_series_are_read_as_they_were_written(root):
-    for label in CLASSES:
+def test_series_are_read_as_they_were_written(real_like):
+    for label in THREE:
         written = time_series.generate(label, 1, seed=5).values
-        np.testing.assert_allclose(data.read_csv(root / "train" / label / "001.csv"), written, rtol=1e-5)
+        np.testing.assert_allclose(read_csv(real_like / "train" / label / "001.csv"), written, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -185,8 +214,8 @@ def test_series_are_read_as_they_were_written(root):
         "data\r\n1\r\n5.0\r\n-3e0\r\n",
     ],
 )
-def test_the_column_is_found(tmp_path, text):
-    values = data.read_csv(write(tmp_path / "a.csv", text))
+def test_the_column_of_values(tmp_path, text):
+    values = read_csv(write(tmp_path / "a.csv", text))
     assert values.dtype == np.float64 and values.tolist() == [1, 5, -3]
 
 
@@ -196,7 +225,6 @@ def test_the_column_is_found(tmp_path, text):
         ("", "is empty"),
         ("time,data\n", "is empty"),
         ("data\n5\n", r"is constant \(5\)"),
-        ("data\n2.5\n2.5\n2.5\n", r"is constant \(2.5\)"),
         ("data\n1e9\n1.0000000000000001e9\n", "is constant"),
         ("data\n1\nnan\n3\n", "holds nan at sample 1"),
         ("time,data\n0,1\n1,\n2,3\n", "holds nan at sample 1"),
@@ -210,57 +238,51 @@ def test_the_column_is_found(tmp_path, text):
 )
 def test_bad_series_are_named(tmp_path, text, message):
     with pytest.raises(DataError, match=rf"bad.csv.*{message}"):
-        data.read_csv(write(tmp_path / "bad.csv", text))
+        read_csv(write(tmp_path / "bad.csv", text))
 
 
 def test_too_long_series_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "LONGEST", 100)
+    monkeypatch.setattr(csv_files, "LONGEST", 100)
     rows = [str(i) for i in range(101)]
-    assert len(data.read_csv(write(tmp_path / "long.csv", "\n".join(["data", *rows[:100]])))) == 100
-    assert len(data.read_csv(write(tmp_path / "long.csv", "\n".join(rows[:100])))) == 100
+    assert len(read_csv(write(tmp_path / "long.csv", "\n".join(["data", *rows[:100]])))) == 100
     for header in (["data"], []):
         with pytest.raises(DataError, match="long.csv is huge: thin it out to 100 samples"):
-            data.read_csv(write(tmp_path / "long.csv", "\n".join(header + rows)))
+            read_csv(write(tmp_path / "long.csv", "\n".join(header + rows)))
 
 
 def test_what_is_no_table_is_named(tmp_path):
     (tmp_path / "bad.csv").write_bytes(b"data\n\xff\xfe\n")
     for path in (tmp_path / "bad.csv", tmp_path / "gone.csv", tmp_path):
         with pytest.raises(DataError, match=f"{path.name} is no table"):
-            data.read_csv(path)
+            read_csv(path)
 
 
 # ------------------------------------------------------------------------------------------- generated
-def same(a: data.Labelled, b: data.Labelled) -> bool:
-    return torch.equal(a.items, b.items) and a.names == b.names and torch.equal(a.labels, b.labels)
+def equal(a: Labelled, b: Labelled) -> bool:
+    events = [[row["events"] for row in part.known] for part in (a, b)]
+    return torch.equal(a.items, b.items) and a.names == b.names and events[0] == events[1]
 
 
-def test_the_pool_is_what_the_generator_draws(monkeypatch):
-    monkeypatch.setattr(data, "CHUNK", 2)
-    pool = data.pool(envelope.of_series, 3, CLASSES, first=7, seed=5, workers=1)
-    assert pool.items.shape == (9, 2, envelope.WIDTH) and pool.items.dtype == torch.float16
-    assert pool.classes == CLASSES and pool.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3 and len(pool) == 9
-    assert pool.names[4] == "point_anomaly/8"
+def test_what_the_generator_draws(monkeypatch):
+    monkeypatch.setattr(generated, "CHUNK", 2)
+    plots = generated.draw_series(envelope.of_series, range(7, 10), THREE, seed=5)
+    assert plots.items.shape == (9, 2, envelope.WIDTH) and plots.items.dtype == torch.float16
+    assert plots.classes == THREE and plots.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    assert plots.names[4] == "point_anomaly/8"
     one = time_series.generate("point_anomaly", 8, seed=5)
-    assert np.array_equal(pool.items[4], envelope.of_series(one.values))
-    assert (pool.known[4]["length"], pool.known[4]["events"]) == (len(one.values), one.events)
-    part = pool.subset(torch.tensor([4]))
-    assert part.known == (pool.known[4],) and part.names == ("point_anomaly/8",)
+    assert np.array_equal(plots.items[4], envelope.of_series(one.values))
+    assert (plots.known[4]["length"], plots.known[4]["events"]) == (len(one.values), one.events)
 
 
-def test_the_pool_is_of_no_data_set_on_disk():
-    first = data.pool(envelope.of_series, 1, CLASSES, workers=1).names[0]
-    assert int(first.split("/")[1]) > max(series_plots.COUNTS.values())
-
-
-def test_the_pool_does_not_depend_on_workers_and_grows(monkeypatch):
-    view = partial(series_raster.picture, size=(24, 32), axes=False)
-    alone, shared = (data.pool(view, 5, CLASSES[:2], 40, workers=workers) for workers in (1, 2))
-    assert same(alone, shared) and alone.items.shape == (10, 3, 24, 32) and alone.items.dtype == torch.uint8
-    more = data.pool(view, 8, CLASSES[:2], 40, workers=1)
-    assert torch.equal(more.items[:5], alone.items[:5]) and torch.equal(more.items[8:13], alone.items[5:])
-    assert not same(alone, data.pool(view, 5, CLASSES[:2], 45, workers=1))
-    assert not same(alone, data.pool(view, 5, CLASSES[:2], 40, seed=1, workers=1))
+def test_epochs_are_drawn_ahead_by_other_processes(monkeypatch):
+    """They are what this process draws, in whatever order they are asked for; none is of a data set on disk."""
+    monkeypatch.setattr(generated, "CHUNK", 2)
+    expected = [generated.draw_series(envelope.of_series, generated.epoch_numbers(3, k), THREE, 42) for k in range(3)]
+    monkeypatch.setattr(generated, "FEW", 0)
+    with generated.draw_epochs(envelope.of_series, 3, THREE, 42, 3) as draw:
+        assert all(equal(draw(epoch), expected[epoch]) for epoch in (1, 2, 0))
+    numbers = [int(name.split("/")[1]) for part in expected for name in part.names]
+    assert len(set(numbers)) == 9 and min(numbers) > max(series_plots.COUNTS.values())
 
 
 # ----------------------------------------------------------------------------------------------- folds

@@ -1,4 +1,4 @@
-"""Traces: the line's edges column by column, the same from a plot and straight from the numbers."""
+"""Line envelopes: the line's edges column by column, the same from a plot and straight from the numbers."""
 
 import numpy as np
 import pytest
@@ -18,23 +18,23 @@ def plot_of(values: np.ndarray, folder) -> np.ndarray:
     return pixels(folder / "plot.png")
 
 
-def thickness(trace: np.ndarray) -> float:
-    return float((trace[0].astype(float) - trace[1]).mean())
+def thickness(edges: np.ndarray) -> float:
+    return float((edges[0].astype(float) - edges[1]).mean())
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory, one_each) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Traces from the plot and from the numbers, float64: one of each class, and white noise of FEW lengths."""
+    """Envelopes from the plot and from the numbers, float64: one of each class, and white noise of FEW lengths."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("plots")
     series = [s.values for s in one_each] + [rng.standard_normal(n) for n in FEW]
-    found = [(envelope.of_plot(plot_of(values, folder), "plot"), envelope.of_series(values)) for values in series]
-    return [(drawn.astype(float), computed.astype(float)) for drawn, computed in found]
+    both = [(envelope.of_plot(plot_of(values, folder), "plot"), envelope.of_series(values)) for values in series]
+    return [(drawn.astype(float), computed.astype(float)) for drawn, computed in both]
 
 
 def test_form(pairs):
-    for trace in (trace for pair in pairs for trace in pair):
-        assert trace.shape == (2, envelope.WIDTH) and np.isfinite(trace).all()
-        assert (trace[0] >= trace[1]).all() and trace.min() == 0 and trace.max() == 1
+    for edges in (edges for pair in pairs for edges in pair):
+        assert edges.shape == (2, envelope.WIDTH) and np.isfinite(edges).all()
+        assert (edges[0] >= edges[1]).all() and edges.min() == 0 and edges.max() == 1
     assert envelope.of_series(np.arange(9.0)).dtype == np.float16
 
 
@@ -69,19 +69,19 @@ def test_one_spike_among_thousands_of_samples_is_seen():
 def test_the_scale_does_not_matter(one_each):
     values = one_each[3].values
     for factor, shift in ((1e30, 0), (1e-9, 1e-8), (5, -7)):
-        found = envelope.of_series(factor * values + shift)
-        np.testing.assert_allclose(found.astype(float), envelope.of_series(values).astype(float), atol=0.003)
+        scaled = envelope.of_series(factor * values + shift)
+        np.testing.assert_allclose(scaled.astype(float), envelope.of_series(values).astype(float), atol=0.003)
 
 
 def test_sixteen_colours_are_enough(tmp_path, one_each):
     for s in one_each[:4]:
-        whole = plot_of(s.values, tmp_path)
-        poor = np.array(Image.fromarray(whole).quantize(16).convert("RGB"))
-        found = [envelope.of_plot(image, "plot").astype(float) for image in (whole, poor)]
-        assert abs(found[0] - found[1]).mean() < 0.004
+        plot = plot_of(s.values, tmp_path)
+        reduced = np.array(Image.fromarray(plot).quantize(16).convert("RGB"))
+        first, second = (envelope.of_plot(image, "plot").astype(float) for image in (plot, reduced))
+        assert abs(first - second).mean() < 0.004
 
 
-def test_labels_grid_and_axes_leave_no_trace(tmp_path, one_each):
+def test_labels_grid_and_axes_are_left_out(tmp_path, one_each):
     image = plot_of(one_each[5].values, tmp_path)
     alone = envelope.line_alone(image, "plot")
     blue = image.astype(int)[..., 2] - image[..., 0]
@@ -91,21 +91,21 @@ def test_labels_grid_and_axes_leave_no_trace(tmp_path, one_each):
 def test_gaps_are_bridged():
     values = np.sin(np.linspace(0, 9, 200))
     image = series_raster.picture(values, (590, 790)).transpose(1, 2, 0).copy()
-    whole = envelope.of_plot(image, "plot").astype(float)
+    unbroken = envelope.of_plot(image, "plot").astype(float)
     image[:500, 400:420] = 255
-    np.testing.assert_allclose(envelope.of_plot(image, "plot").astype(float), whole, atol=0.05)
+    np.testing.assert_allclose(envelope.of_plot(image, "plot").astype(float), unbroken, atol=0.05)
 
 
 @pytest.mark.parametrize("shade", [(255, 255, 255), (0, 0, 0), (31, 119, 180)])
 @pytest.mark.parametrize("size", [(590, 790), (1, 1), (40, 30)])
-def test_what_is_no_plot_is_named(shade, size):
+def test_what_is_no_plot_is_refused(shade, size):
     if shade == series_plots.BLUE and size == (590, 790):
         shade = (180, 119, 31)
     with pytest.raises(DataError, match="b/7.png has no blue line .* CSV"):
         envelope.of_plot(np.full((*size, 3), shade, np.uint8), "b/7.png")
 
 
-def test_a_plot_without_a_line_is_named(tmp_path, one_each):
+def test_a_plot_without_a_line_is_refused(tmp_path, one_each):
     image = plot_of(one_each[5].values, tmp_path)
     image[np.ptp(image, axis=2) > 0] = 255
     with pytest.raises(DataError, match="empty.png has no blue line"):
