@@ -141,6 +141,15 @@ def test_bound_is_reached_by_the_best_and_worst_orders():
         assert result[name].error > 0.05
 
 
+def test_bound_holds_where_many_positives_come_last():
+    """In one bin, a negative scores above ten positives: average precision is 0.80 rather than 10 / 11."""
+    scores = (np.float32(1.0).view(np.int32) + np.arange(11, dtype=np.int32)).view(np.float32)
+    labels = np.arange(11) < 10
+    result, truth = streamed(scores, labels).compute(), reference(scores, labels)
+    assert result["aupr"].value == pytest.approx(10 / 11)
+    assert_bounded(result, truth)
+
+
 @pytest.mark.parametrize("kind", ["normal", "cauchy", "lognormal"])
 def test_the_bound_is_tight_for_rare_positives(kind):
     scores, labels = draw(kind, pixels=300_000, positives=200)
