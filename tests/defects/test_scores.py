@@ -7,18 +7,20 @@ import pytest
 import torch
 from scipy import ndimage
 
-from src import defects, images
+from src import backbones, defects
 from src.defects import scores
 from src.defects.data import NORMAL, DefectDataset
 from src.defects.model import StudentTeacher
 
-CONFIG = defects.Config(image_size=40, stride=4, patch_sizes=(17,), amp=False, workers=0)
+CONFIG = defects.Config(
+    image_size=40, stride=4, patch_sizes=(17,), descriptor=4, width=4, teacher_width=4, seed=0, amp=False, workers=0
+)
 MEAN, STD = (0.5, -1.0, 0.0, 2.0), (1.0, 2.0, 0.5, 3.0)  # of the teacher's descriptors
 
 
 def model_of(*patch_sizes: int) -> StudentTeacher:
     """Untrained, with students normalised as if by some teacher's statistics."""
-    model = StudentTeacher(("part",), patch_sizes, 3, 4, (4, 4), 0).eval()
+    model = StudentTeacher(replace(CONFIG, patch_sizes=patch_sizes), ("part",)).eval()
     for students in model.students["part"].values():
         students.mean.copy_(torch.tensor(MEAN))
         students.std.copy_(torch.tensor(STD))
@@ -39,10 +41,10 @@ def test_raw_maps_from_single_patches(patch_size, stride):
         patch = torch.from_numpy(padded[b : b + 1, :, top : top + patch_size, left : left + patch_size].copy())
         with torch.inference_mode():
             target = (teacher(patch).numpy().ravel() - MEAN) / STD
-            said = np.stack([net(patch).numpy().ravel() for net in students.nets])
-        mean = said.mean(0)
+            predictions = np.stack([net(patch).numpy().ravel() for net in students.nets])
+        mean = predictions.mean(0)
         error, contrast = ((mean - target) ** 2).sum(), (target**2).sum()
-        uncertainty = np.mean([((one - mean) ** 2).sum() for one in said])
+        uncertainty = np.mean([((one - mean) ** 2).sum() for one in predictions])
         assert maps[:, b, y, x] == pytest.approx([error, uncertainty, contrast], rel=1e-4)
 
 
@@ -75,21 +77,21 @@ def test_smoothing_is_a_gaussian_with_reflected_border():
 # ----------------------------------------------------------------------------------------- calibration
 @pytest.mark.parametrize("shape, stride, patch_size", [((40, 52), 1, 17), ((12, 15), 4, 33), ((30, 28), 2, 65)])
 def test_rings_are_an_eighth_of_a_patch_wide_and_four_pixels_at_least(shape, stride, patch_size):
-    found = scores.rings(shape, stride, patch_size)
+    result = scores.rings(shape, stride, patch_size)
     for y in range(shape[0]):
         for x in range(shape[1]):
             pixels = stride * min(y, x, shape[0] - 1 - y, shape[1] - 1 - x)
-            assert found[y, x] == min(pixels // {17: 4, 33: 4, 65: 8}[patch_size], 5)
+            assert result[y, x] == min(pixels // {17: 4, 33: 4, 65: 8}[patch_size], 5)
 
 
 def normal_maps(model: StudentTeacher, val: DefectDataset, config) -> list[np.ndarray]:
     """Raw maps (3,h,w) of the normal images, float64, at the size of the images."""
-    found = []
+    result = []
     for index, item in enumerate(val.items):
-        pixels = images.normalize(val[index]["image"])[None]
+        pixels = backbones.normalize(val[index]["image"])[None]
         maps = scores.raw_maps(model.teachers["17"], model.students["part"]["17"], pixels, config.stride)
-        found += [] if item.is_anomalous else [maps[:, 0].double().numpy()]
-    return found
+        result += [] if item.is_anomalous else [maps[:, 0].double().numpy()]
+    return result
 
 
 @pytest.fixture(params=[1, 4])
@@ -110,8 +112,8 @@ def test_z_scores_of_normal_validation_images_have_mean_0_and_std_1(calibrated):
     maps = [scores.score_maps(model, "part", val[index]["image"], calibration, config) for index in (0, 2, 3)]
     step = config.stride
     for name in ("error", "uncertainty"):
-        found = torch.stack([found[name][::step, ::step] for found in maps]).double()
-        assert (found.mean().item(), found.std().item()) == pytest.approx((0, 1), abs=1e-3)
+        result = torch.stack([result[name][::step, ::step] for result in maps]).double()
+        assert (result.mean().item(), result.std().item()) == pytest.approx((0, 1), abs=1e-3)
     assert torch.equal(maps[0]["sum"], maps[0]["error"] + maps[0]["uncertainty"])
 
 
@@ -138,29 +140,28 @@ def fitted(raw: list[np.ndarray], stride: int) -> dict[str, np.ndarray]:
 
 def test_calibration_is_a_least_squares_fit_of_both_logs(calibrated):
     config, _, _, calibration, raw = calibrated
-    expected, found = fitted(raw, config.stride), calibration["17"]
-    assert found["offset"] == pytest.approx(expected["offset"], rel=1e-4)
-    assert np.array(found["weights"]) == pytest.approx(expected["weights"], abs=2e-2)
+    expected, result = fitted(raw, config.stride), calibration["17"]
+    assert result["offset"] == pytest.approx(expected["offset"], rel=1e-4)
+    assert np.array(result["weights"]) == pytest.approx(expected["weights"], abs=2e-2)
     for ring, spread in expected["spread"].items():
-        assert np.array(found["spread"])[:, ring] == pytest.approx(spread, rel=1e-3)
+        assert np.array(result["spread"])[:, ring] == pytest.approx(spread, rel=1e-3)
 
 
 def test_calibrated_scores_of_normal_validation_images_are_alike_in_every_ring(calibrated):
     """The sum of what error and uncertainty exceed the usual by, which is 0 on average at any distance."""
     config, _, _, calibration, raw = calibrated
     maps = torch.from_numpy(np.stack(raw)).float()
-    found = torch.stack([scores.calibrated_map(one, calibration["17"], config.stride, 17) for one in maps])
+    result = torch.stack([scores.calibrated_map(one, calibration["17"], config.stride, 17) for one in maps])
     by_hand = fitted(raw, config.stride)
     spread = np.stack([by_hand["spread"][ring] for ring in by_hand["rings"]], 1)
-    assert found.flatten().numpy() == pytest.approx((by_hand["left"] / spread).sum(0), abs=2e-3)
+    assert result.flatten().numpy() == pytest.approx((by_hand["left"] / spread).sum(0), abs=2e-3)
     for ring in by_hand["spread"]:
-        assert found.flatten()[by_hand["rings"] == ring].mean().item() == pytest.approx(0, abs=1e-3)
+        assert result.flatten()[by_hand["rings"] == ring].mean().item() == pytest.approx(0, abs=1e-3)
 
 
 def test_anomalous_validation_images_do_not_calibrate(calibrated):
     config, val, model, calibration, _ = calibrated
-    alone = DefectDataset([item for item in val.items if not item.is_anomalous], val.root)
-    without, given = (found["17"] for found in (scores.calibrate(model, "part", alone, config), calibration))
+    without, given = scores.calibrate(model, "part", val.normal(), config)["17"], calibration["17"]
     assert all(np.array_equal(without[key], given[key], equal_nan=True) for key in given)
 
 
@@ -171,22 +172,22 @@ def test_scores_are_the_mean_over_patch_sizes(stripes):
     calibration = scores.calibrate(model, "part", val, config)
     assert set(calibration) == {"17", "33"}
     image = val[1]["image"]
-    found = scores.score_maps(model, "part", image, calibration, config)
+    result = scores.score_maps(model, "part", image, calibration, config)
     expected = {name: np.zeros((48, 60)) for name in ("error", "uncertainty", "calibrated")}
     for size, own in calibration.items():
-        pixels = images.normalize(image)[None]
+        pixels = backbones.normalize(image)[None]
         raw = scores.raw_maps(model.teachers[size], model.students["part"][size], pixels, 4)[:, 0]
         for name, values, (mean, std) in zip(expected, raw, own["zscore"], strict=False):
             expected[name] += scores.upsample((values - mean) / std, 4, (48, 60)).numpy() / 2
         full = scores.upsample(scores.calibrated_map(raw, own, 4, int(size)), 4, (48, 60)).numpy()
         sigma = int(size) / 8
         expected["calibrated"] += ndimage.gaussian_filter(full, sigma, mode="mirror", radius=round(3 * sigma)) / 2
-    assert tuple(found) == scores.SCORES
+    assert tuple(result) == scores.SCORES
     for name, values in expected.items():
-        assert found[name].dtype == torch.float32 and found[name].numpy() == pytest.approx(values, abs=1e-3)
-    assert torch.allclose(found["sum"], found["error"] + found["uncertainty"])
+        assert result[name].dtype == torch.float32 and result[name].numpy() == pytest.approx(values, abs=1e-3)
+    assert torch.allclose(result["sum"], result["error"] + result["uncertainty"])
     alone = scores.score_maps(model, "part", image, calibration, replace(config, patch_sizes=(17,)))
-    assert not torch.allclose(alone["error"], found["error"])
+    assert not torch.allclose(alone["error"], result["error"])
 
 
 def test_maps_have_the_size_the_model_works_at(stripes):
@@ -205,7 +206,7 @@ def test_a_calibration_serves_a_finer_stride(stripes, stride):
 
 
 def test_one_student_has_finite_scores(stripes):
-    model, val = StudentTeacher(("part",), (17,), 1, 4, (4, 4), 0).eval(), stripes()
+    model, val = StudentTeacher(replace(CONFIG, students=1), ("part",)).eval(), stripes()
     calibration = scores.calibrate(model, "part", val, CONFIG)
     maps = scores.score_maps(model, "part", val[0]["image"], calibration, CONFIG)
     assert all(torch.isfinite(values).all() for values in maps.values())
