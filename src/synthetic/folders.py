@@ -102,13 +102,13 @@ def fresh(root: Path | str, name: str, version: int, **choices) -> Iterator[Path
     def is_written() -> bool:
         return (root / MARKER).is_file() and (root / MARKER).read_text() == wanted
 
-    if is_written():
+    if is_written() and not unfinished.exists():
         yield None
         return
     for folder in (root, unfinished):
         _refuse_other_files(folder, name)
     with _locked(unfinished):
-        if is_written():  # by another run, just now
+        if is_written():  # by another run just now, or before one was killed
             _remove(unfinished)
             yield None
             return

@@ -41,9 +41,9 @@ def _ticks(low: float, high: float) -> tuple[np.ndarray, list[Image.Image]]:
     return ticks, [_text(format(tick + 0.0, form).replace("-", "\N{MINUS SIGN}"), 10) for tick in ticks.tolist()]
 
 
-def _shares(starts: np.ndarray, length: float, cells: int, whole: int) -> np.ndarray:
-    """How much of each of the cells that the whole is cut into lies in intervals of one length: float (cells,)."""
-    edges, scale = np.arange(cells)[:, None], cells / whole
+def _shares(starts: np.ndarray, length: float, cells: int, size: int) -> np.ndarray:
+    """How much of each of the cells that a size is cut into lies in intervals of one length: float (cells,)."""
+    edges, scale = np.arange(cells)[:, None], cells / size
     return (((starts + length) * scale - edges).clip(0, 1) - (starts * scale - edges).clip(0, 1)).sum(1)
 
 
@@ -67,9 +67,11 @@ class _Axes:
 
     def lines(self, size: tuple[int, int]) -> np.ndarray:
         """Ink of grid, axes and ticks, float32 (h,w) in 0..255, each snapped to whole pixels of a plot."""
-        (h, w), (left, right, top, bottom) = size, np.rint((self.left, self.right, self.top, BOTTOM))
-        across, down = partial(_shares, cells=w, whole=WIDTH), partial(_shares, cells=h, whole=HEIGHT)
-        columns, rows, axis = across(np.rint(self.columns), 1), down(np.rint(self.rows), 1), across(left, right - left)
+        left, right, top, bottom = np.rint((self.left, self.right, self.top, BOTTOM))
+        across = partial(_shares, cells=size[1], size=WIDTH)
+        down = partial(_shares, cells=size[0], size=HEIGHT)
+        columns, axis = across(np.rint(self.columns), 1), across(left, right - left)
+        rows = down(np.rint(self.rows), 1)
         vertical = [down(top, bottom - top), rows, down(bottom, 1), down(bottom, 5)]
         level = [24 * columns + 255 * across(left, 1), 24 * axis + 255 * across(left - 5, 5), 255 * axis, 255 * columns]
         return np.minimum(np.array(vertical, np.float32).T @ np.array(level, np.float32), 255)
@@ -102,21 +104,21 @@ def stroke(x: np.ndarray, y: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
     A stroke is the union of discs along its line; where the line is the graph of a function, each vertical slice of
     the stroke is one interval. Returns the number of the first slice (x / STEP), and the greatest and least y of each.
     """
-    own = (x / STEP).astype(int)
-    count, far = own[-1] - own[0] + 1, len(REACH) // 2
-    starts = np.flatnonzero(np.diff(own, prepend=-1))
-    crossings = np.interp(np.arange(own[0] + 1, own[-1] + 1) * STEP, x, y)  # of the borders between slices
+    slices = (x / STEP).astype(int)  # the number of each sample's slice
+    first, count, far = slices[0], slices[-1] - slices[0] + 1, len(REACH) // 2
+    starts = np.flatnonzero(np.diff(slices, prepend=-1))
+    crossings = np.interp(np.arange(first + 1, first + count) * STEP, x, y)  # of the borders between slices
     line = np.full((2, count + 4 * far), -np.inf)  # greatest y and greatest -y of the line itself
     inner = line[:, 2 * far : 2 * far + count]
     for row, sign in zip(inner, (1, -1), strict=True):
-        row[own[starts] - own[0]] = np.maximum.reduceat(sign * y, starts)
+        row[slices[starts] - first] = np.maximum.reduceat(sign * y, starts)
         np.maximum(row[1:], sign * crossings, out=row[1:])
         np.maximum(row[:-1], sign * crossings, out=row[:-1])
     count += 2 * far
     reached = line[:, :count] + REACH[0]
     for shift, reach in enumerate(REACH[1:], 1):
         np.maximum(reached, line[:, shift : shift + count] + reach, out=reached)
-    return own[0] - far, reached[0], -reached[1]
+    return first - far, reached[0], -reached[1]
 
 
 def _coverage(x: np.ndarray, y: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -127,8 +129,8 @@ def _coverage(x: np.ndarray, y: np.ndarray, size: tuple[int, int]) -> np.ndarray
     shares, owner = 1 / np.bincount(owner), owner[first : first + len(top)]
     # clip(bottom - r, 0, 1) - clip(top - r, 0, 1), over rows r, is scattered by its steps and summed up from below
     ends = np.clip(np.concatenate([bottom, top]) * row, 0, h)
-    whole, weight = ends.astype(int), np.concatenate([shares[owner], -shares[owner]])
-    index, part = (whole + 1) * w + np.tile(owner, 2), weight * (ends - whole)
+    full_rows, weight = ends.astype(int), np.concatenate([shares[owner], -shares[owner]])
+    index, part = (full_rows + 1) * w + np.tile(owner, 2), weight * (ends - full_rows)
     steps = np.bincount(np.append(index, index - w), np.append(part, weight - part), (h + 2) * w).astype(np.float32)
     return steps.reshape(h + 2, w)[:0:-1].cumsum(0)[:0:-1]
 
@@ -136,8 +138,8 @@ def _coverage(x: np.ndarray, y: np.ndarray, size: tuple[int, int]) -> np.ndarray
 def picture(values: np.ndarray, size: tuple[int, int] = (120, 160), axes: bool = True) -> np.ndarray:
     """The plot of a series, values (n,), as uint8 (3,H,W) of ``size`` = (H,W), without matplotlib.
 
-    What `render.draw` and area averaging to ``size`` give, but for the grain of small letters and, where ticks are
-    more than 1e6 or less than 1e-4 apart, the way numbers are written. ``axes=False``: the line alone, on white.
+    What `series_plots.draw` and area averaging to ``size`` give, but for the grain of small letters and, where ticks
+    are more than 1e6 or less than 1e-4 apart, the way numbers are written. ``axes=False``: the line alone, on white.
     """
     frame = _Axes(values)
     margin = (frame.right - frame.left) * MARGIN

@@ -12,23 +12,37 @@ from src.synthetic.paint import rgb
 from src.synthetic.street_canvas import CLEAR, UP, X, cloudy, cross, grainy, jitter, shade
 
 SKY, BUILDING, FENCE, OTHER, PEDESTRIAN, POLE, LINE, ROAD, SIDEWALK, VEGETATION, CAR, WALL, SIGN = range(13)
-# fmt: off
 # Outlines of cars from rear to front: shares of length, shares of height, panels: rear, body, glass, front.
-CARS = (((0, .01, .14, .28, .60, .76, .98, 1), (.2, .66, .68, 1, 1, .67, .56, .2), "rbgbgbf"),
-        ((0, .01, .08, .58, .76, .98, 1), (.2, .62, 1, 1, .66, .55, .2), "rgbgbf"),
-        ((0, .0, .03, .72, .86, .99, 1), (.15, .55, 1.3, 1.3, .72, .6, .15), "rgbgbf"))
+CARS = (
+    ((0, 0.01, 0.14, 0.28, 0.60, 0.76, 0.98, 1), (0.2, 0.66, 0.68, 1, 1, 0.67, 0.56, 0.2), "rbgbgbf"),
+    ((0, 0.01, 0.08, 0.58, 0.76, 0.98, 1), (0.2, 0.62, 1, 1, 0.66, 0.55, 0.2), "rgbgbf"),
+    ((0, 0.0, 0.03, 0.72, 0.86, 0.99, 1), (0.15, 0.55, 1.3, 1.3, 0.72, 0.6, 0.15), "rgbgbf"),
+)
 # A walker 1.75 m tall as capsules: x0, y0, x1, y1, radius, colour (skin, hair, coat, trousers).
-WALKER = ((-.04, .88, -.16, .08, .085, 3), (.04, .88, .17, .10, .085, 3), (-.12, 1.38, -.24, .95, .055, 2),
-          (.12, 1.38, .23, .92, .055, 2), (0, 1.33, 0, .98, .155, 2), (0, 1.45, 0, 1.58, .07, 0),
-          (0, 1.64, .01, 1.66, .10, 1), (.02, 1.60, .02, 1.62, .085, 0))
+WALKER = (
+    (-0.04, 0.88, -0.16, 0.08, 0.085, 3),
+    (0.04, 0.88, 0.17, 0.10, 0.085, 3),
+    (-0.12, 1.38, -0.24, 0.95, 0.055, 2),
+    (0.12, 1.38, 0.23, 0.92, 0.055, 2),
+    (0, 1.33, 0, 0.98, 0.155, 2),
+    (0, 1.45, 0, 1.58, 0.07, 0),
+    (0, 1.64, 0.01, 1.66, 0.10, 1),
+    (0.02, 1.60, 0.02, 1.62, 0.085, 0),
+)
 # Bin, bench, letter box, bus stop, switch box as boxes: colour, offset along the kerb, foot, (length, height, width).
-OTHERS = ((("#353", 0, 0, (.8, 1.2, .8)), ("#232", 0, 1.2, (.86, .12, .86))),
-          (("#753", 0, .42, (2, .08, .5)), ("#753", 0, .55, (2, .4, .08)), ("#333", 0, 0, (1.6, .42, .2))),
-          (("#922", 0, .7, (.6, .8, .6)), ("#444", 0, 0, (.16, .7, .16))),
-          (("#567", 0, 2.3, (4, .14, 1.6)), ("#455", -1.9, 0, (.1, 2.3, 1.5)), ("#455", 1.9, 0, (.1, 2.3, 1.5)),
-           ("#864", 0, .45, (3, .1, .45)), ("#899", 0, .9, (3.8, 1.3, .06))),
-          (("#777", 0, 0, (1.3, 1.4, .5)), ("#566", 0, 1.4, (1.35, .06, .55))))
-# fmt: on
+OTHERS = (
+    (("#353", 0, 0, (0.8, 1.2, 0.8)), ("#232", 0, 1.2, (0.86, 0.12, 0.86))),
+    (("#753", 0, 0.42, (2, 0.08, 0.5)), ("#753", 0, 0.55, (2, 0.4, 0.08)), ("#333", 0, 0, (1.6, 0.42, 0.2))),
+    (("#922", 0, 0.7, (0.6, 0.8, 0.6)), ("#444", 0, 0, (0.16, 0.7, 0.16))),
+    (
+        ("#567", 0, 2.3, (4, 0.14, 1.6)),
+        ("#455", -1.9, 0, (0.1, 2.3, 1.5)),
+        ("#455", 1.9, 0, (0.1, 2.3, 1.5)),
+        ("#864", 0, 0.45, (3, 0.1, 0.45)),
+        ("#899", 0, 0.9, (3.8, 1.3, 0.06)),
+    ),
+    (("#777", 0, 0, (1.3, 1.4, 0.5)), ("#566", 0, 1.4, (1.35, 0.06, 0.55))),
+)
 
 
 class Street:
@@ -114,7 +128,7 @@ def draw_building(canvas, town, rng, at, axis, width, side):
         out[front & (np.abs(v - 2.8) < 0.22 if shop else pane)] = trim * 1.3  # a shop's sign or a door
         return out, np.where(v < height + slope * (1 - np.abs(2 * u / length - 1)), BUILDING, CLEAR), 1.0
 
-    def tools(u, v):
+    def roof(u, v):
         return shade(trim * 1.2, 0.9 + 0.1 * (v % 0.5 < 0.3) + 0.05 * grainy(u * 3, v * 3), BUILDING)
 
     out, corner = side * cross(UP, axis), at - axis * width / 2
@@ -125,7 +139,7 @@ def draw_building(canvas, town, rng, at, axis, width, side):
     if rise:
         pitch, eave = out * depth / 2 + UP * rise, corner + UP * height - axis * 0.3
         run = np.linalg.norm(pitch)
-        canvas.quad(eave, axis, pitch / run, (width + 0.6, run), tools)
+        canvas.quad(eave, axis, pitch / run, (width + 0.6, run), roof)
         stack = at + axis * width / 4 + out * depth / 3 + UP * height
         canvas.block(stack, axis, (0.8, rise + 0.8, 0.8), colour, BUILDING)
 
@@ -311,10 +325,10 @@ def _wishes(street, town, rng):
 def furnish(canvas, street, town, rng):
     """Draw what stands in the street from far to near: nothing on a crossing street, no car inside another."""
     things = []
-    for draw, lateral, z, turn, system in _wishes(street, town, rng):
+    for draw, lateral, z, turn, clearance in _wishes(street, town, rng):
         cars = [(x, there) for other, x, there, _ in things if draw is other is draw_car]
         crowded = any(abs(z - there) < 7 and abs(lateral - x) < 2.2 for x, there in cars)
-        if not crowded and abs(z - street.cross) >= street.half + street.walk + system:
+        if not crowded and abs(z - street.cross) >= street.half + street.walk + clearance:
             things.append((draw, lateral, z, turn))
     for draw, lateral, z, turn in sorted(things, key=lambda thing: -thing[2]):
         at, axis = street.at(lateral, z)

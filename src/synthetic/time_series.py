@@ -25,13 +25,22 @@ BASES = ("ar", "ma", "arma", "white_noise")  # in equal shares
 PLACES = {"beginning": (0.1, 0.3), "middle": (0.4, 0.6), "end": (0.7, 0.9)}  # of an event, as shares of the length
 PERIODS = (5, 7, 12, 24, 30, 52, 90, 180)  # samples, of the wave under a contextual anomaly
 SMOOTHING = 11_000  # lambda of the Hodrick-Prescott filter
-TRENDS = {"linear_up": 0.19, "linear_down": 0.125, "quadratic": 0.20, "cubic": 0.14, "exponential": 0.21,
-          "damped": 0.135}  # fmt: skip
+TRENDS = {
+    "linear_up": 0.19,
+    "linear_down": 0.125,
+    "quadratic": 0.20,
+    "cubic": 0.14,
+    "exponential": 0.21,
+    "damped": 0.135,
+}
 WALKS = {"random_walk": 0.20, "random_walk_drift": 0.20, "ari": 0.18, "ima": 0.20, "arima": 0.22}
 CONDITIONAL = {"arch": 0.23, "garch": 0.24, "egarch": 0.24, "aparch": 0.29}
-RECURSIONS = {"arch": ((0.1, 0.3), (0.5, 0.9), (0, 0)), "garch": ((0.3, 0.6), (0.4, 0.6), (0.2, 0.5)),
-              "egarch": ((0.1, 0.3), (0.5, 0.9), (0.6, 0.9)),
-              "aparch": ((0.1, 0.3), (0.1, 0.3), (0.5, 0.8))}  # fmt: skip  # bounds of omega, alpha and beta
+RECURSIONS = {  # bounds of omega, alpha and beta
+    "arch": ((0.1, 0.3), (0.5, 0.9), (0, 0)),
+    "garch": ((0.3, 0.6), (0.4, 0.6), (0.2, 0.5)),
+    "egarch": ((0.1, 0.3), (0.5, 0.9), (0.6, 0.9)),
+    "aparch": ((0.1, 0.3), (0.1, 0.3), (0.5, 0.8)),
+}
 BURN_IN = 500  # samples until a volatility has forgotten where it began
 
 
@@ -64,8 +73,7 @@ class _Draft(NamedTuple):
     normalized: bool = True
 
 
-# ------------------------------------------------------------------------------------------- ingredients
-def _z(x: np.ndarray) -> np.ndarray:
+def _standardize(x: np.ndarray) -> np.ndarray:
     return (x - x.mean()) / x.std()
 
 
@@ -79,9 +87,11 @@ def _signed(rng, low: float, high: float, count: int | None = None):
 
 
 def _length(rng, label: str) -> int:
-    shares, starts, ends = zip(*LENGTHS, strict=True)
-    band = rng.choice(len(LENGTHS), p=shares)
-    return int(rng.integers(starts[band], (*ends[:2], LONGEST.get(label, ends[2]))[band] + 1))
+    band = rng.choice(len(LENGTHS), p=[share for share, _, _ in LENGTHS])
+    _, shortest, longest = LENGTHS[band]
+    if band == len(LENGTHS) - 1:
+        longest = LONGEST.get(label, longest)
+    return int(rng.integers(shortest, longest + 1))
 
 
 def _lags(rng, order: int, low: float, high: float) -> np.ndarray:
@@ -99,7 +109,11 @@ def _base(rng, n: int) -> tuple[str, np.ndarray, dict]:
     if kind == "white_noise":
         return kind, innovations + measured, {"base_noise": sigma}
     ar, ma = (_lags(rng, rng.integers(1, 6) if part in kind else 0, 0, 0.9) for part in ("ar", "ma"))
-    return kind, _z(lfilter(ma, ar, innovations) + measured), {"ar": ar[1:], "ma": ma[1:], "base_noise": sigma}
+    return (
+        kind,
+        _standardize(lfilter(ma, ar, innovations) + measured),
+        {"ar": ar[1:], "ma": ma[1:], "base_noise": sigma},
+    )
 
 
 def _positions(rng, n: int, shares=(1, 1, 1, 1), high=0.9, gap=0.1) -> tuple[str, np.ndarray]:
@@ -116,6 +130,7 @@ def _positions(rng, n: int, shares=(1, 1, 1, 1), high=0.9, gap=0.1) -> tuple[str
 
 
 def _staircase(n: int, breaks: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Steps (n,) of these sizes at these breaks, from 0."""
     steps = np.zeros(n)
     steps[breaks] = sizes
     return steps.cumsum()
@@ -130,7 +145,6 @@ def _hp_residual(x: np.ndarray) -> np.ndarray:
     return x - solveh_banded(bands, x)
 
 
-# ------------------------------------------------------------------------------------------------ classes
 def _point_anomaly(rng, n: int) -> _Draft:
     """Single: mean ± 1.1 to 1.3 times the largest swing. Multiple: up to 2 % of the samples, many of them hidden."""
     kind, x, parameters = _base(rng, n)
@@ -152,8 +166,10 @@ def _collective_anomaly(rng, n: int) -> _Draft:
     """The level of 5 to 9 % of the series is moved by ±0.8 to 1.5 standard deviations; one to four times."""
     kind, x, parameters = _base(rng, n)
     _, starts = _positions(rng, n, high=0.85)
-    lengths, sizes = (n * rng.uniform(0.05, 0.09, len(starts))).astype(int), _signed(rng, 0.8, 1.5, len(starts))
-    events, signal = list(zip(starts, np.minimum(starts + lengths, n), strict=True)), np.zeros(n)
+    lengths = (n * rng.uniform(0.05, 0.09, len(starts))).astype(int)
+    sizes = _signed(rng, 0.8, 1.5, len(starts))
+    events = np.c_[starts, np.minimum(starts + lengths, n)]
+    signal = np.zeros(n)
     for (start, stop), size in zip(events, sizes, strict=True):
         signal[start:stop] += size * x.std()
     return _Draft(f"{kind}_collective_anomaly", x, signal, parameters | {"sizes": sizes}, events)
@@ -167,20 +183,22 @@ def _contextual_anomaly(rng, n: int) -> _Draft:
     wave = amplitude * np.sin(2 * np.pi * np.arange(n) / period)
     place, at = _positions(rng, n, high=0.85, gap=0.05)
     turns = np.unique(np.rint(2 * at / period - 0.5))  # the nearest peaks and valleys, as numbers from 0
-    centres, width = np.rint((turns + 0.5) * period / 2).astype(int), min(max(period // 2, 10), n // 5)
-    events = [(max(c - width // 2, 0), min(c - width // 2 + width, n)) for c in centres]
-    upside_down = np.zeros(n, bool)
+    width = min(max(period // 2, 10), n // 5)
+    starts = np.rint((turns + 0.5) * period / 2).astype(int) - width // 2
+    events = np.c_[starts, starts + width].clip(0, n)
+    signal = np.zeros(n)
     for start, stop in events:
-        upside_down[start:stop] = True
+        signal[start:stop] = -2 * wave[start:stop]
     parameters |= {"period": period, "amplitude": amplitude}
-    return _Draft(f"{kind}_contextual_anomaly_{place}", x, -2 * wave * upside_down, parameters, events, wave, False)
+    return _Draft(f"{kind}_contextual_anomaly_{place}", x, signal, parameters, events, wave, False)
 
 
 def _mean_shift(rng, n: int) -> _Draft:
     """One to four steps of ±0.3 to 1.5; a step in the trend is a step in the series."""
     kind, x, parameters = _base(rng, n)
     _, breaks = _positions(rng, n)
-    sizes, jitter = _signed(rng, 0.3, 1.5, len(breaks)), rng.uniform(0.01, 0.05) * rng.standard_normal(n)
+    sizes = _signed(rng, 0.3, 1.5, len(breaks))
+    jitter = rng.uniform(0.01, 0.05) * rng.standard_normal(n)
     steps = _staircase(n, breaks, sizes)
     return _Draft(f"{kind}_mean_shift", x + jitter, steps, parameters | {"sizes": sizes}, np.c_[breaks, breaks + 1])
 
@@ -213,8 +231,9 @@ def _deterministic_trend(rng, n: int) -> _Draft:
     """A polynomial over a base, or an exponential over white noise alone; "damped" is a falling exponential."""
     trend, u = _choice(rng, TRENDS), np.linspace(-1, 1, n)
     if trend in ("exponential", "damped"):
-        rising, scale, rate = trend == "exponential" and rng.random() < 0.5, rng.uniform(1, 2), rng.uniform(1.5, 3)
-        sd = 3 * (rng.uniform(0.1, 0.5) if rising else rng.uniform(0.01, 0.05))
+        rising = trend == "exponential" and rng.random() < 0.5
+        scale, rate = rng.uniform(1, 2), rng.uniform(1.5, 3)
+        sd = 3 * rng.uniform(*((0.1, 0.5) if rising else (0.01, 0.05)))
         signal = scale * np.exp(rate * (u + 1)) if rising else 5 * scale * np.exp(-rate * (u + 1))
         parameters = {"scale": scale, "rate": rate if rising else -rate, "noise": sd}
         return _Draft(f"{trend}_trend", sd * rng.standard_normal(n), signal, parameters)
@@ -225,7 +244,8 @@ def _deterministic_trend(rng, n: int) -> _Draft:
     elif trend == "cubic":
         coefficients, sd = [0, -10, 10 * rng.choice((-1.5, 0, 1.5)), 10], rng.uniform(0.01, 0.05)
     else:
-        rise, sd = rng.uniform(5, 50) * (1 if trend == "linear_up" else -1), rng.uniform(0.1, 1.5)
+        rise = rng.uniform(5, 50) * (1 if trend == "linear_up" else -1)
+        sd = rng.uniform(0.1, 1.5)
         coefficients = [1 + rise / 2, rise / 2]
     signal, noise = np.polynomial.Polynomial(coefficients)(u), x + sd * rng.standard_normal(n)
     parameters |= {"coefficients": coefficients, "noise": sd}
@@ -237,7 +257,8 @@ def _stochastic_trend(rng, n: int) -> _Draft:
     kind, drift, sd, times = _choice(rng, WALKS), 0.0, 0.0, 1
     ar = ma = np.ones(1)
     if kind in ("ari", "ima", "arima"):
-        bounds, times, sd = (0.2, 0.8) if kind == "arima" else (0.3, 0.6), rng.integers(1, 3), rng.uniform(0.1, 1.5)
+        bounds = (0.2, 0.8) if kind == "arima" else (0.3, 0.6)
+        times, sd = rng.integers(1, 3), rng.uniform(0.1, 1.5)
         ar, ma = (_lags(rng, rng.integers(1, 4) if part in kind else 0, *bounds) for part in ("ar", "ma"))
     elif kind == "random_walk_drift":
         drift = rng.uniform(0.01, 0.1)
@@ -272,9 +293,17 @@ def _volatility(rng, n: int) -> _Draft:
     return _Draft(kind, even * e, (sigma - even) * e, parameters)
 
 
-_FAMILIES = (_collective_anomaly, _contextual_anomaly, _deterministic_trend, _mean_shift, _point_anomaly,
-             _stochastic_trend, _trend_shift, _variance_shift, _volatility)  # fmt: skip
-DRAW = {family.__name__.removeprefix("_"): family for family in _FAMILIES}
+DRAW = {
+    "collective_anomaly": _collective_anomaly,
+    "contextual_anomaly": _contextual_anomaly,
+    "deterministic_trend": _deterministic_trend,
+    "mean_shift": _mean_shift,
+    "point_anomaly": _point_anomaly,
+    "stochastic_trend": _stochastic_trend,
+    "trend_shift": _trend_shift,
+    "variance_shift": _variance_shift,
+    "volatility": _volatility,
+}
 CLASSES = tuple(DRAW)
 
 
@@ -284,17 +313,18 @@ def generate(label: str, number: int, split: str = "train", seed: int = settings
     Raises InputError for an unknown class or split, or a negative number.
     """
     if label not in DRAW or split not in SPLITS or number < 0:
-        raise settings.InputError(f"no series {split}/{label}/{number}: splits are {', '.join(SPLITS)}, classes are "
-                                  f"{', '.join(CLASSES)}, numbers count from 0")  # fmt: skip
+        allowed = f"splits are {', '.join(SPLITS)}, classes are {', '.join(CLASSES)}, numbers count from 0"
+        raise settings.InputError(f"no series {split}/{label}/{number}: {allowed}")
     rng = np.random.default_rng([seed, CLASSES.index(label), SPLITS.index(split), number])
     draft = DRAW[label](rng, _length(rng, label))
     values = draft.noise + draft.signal + draft.rest
     snr = 10 * np.log10(draft.signal.var() * len(values) / draft.noise.var())
     events = tuple((int(start), int(stop)) for start, stop in draft.events)
-    return Series(_z(values) if draft.normalized else values, label, draft.family, events, draft.parameters, snr)
+    return Series(
+        _standardize(values) if draft.normalized else values, label, draft.family, events, draft.parameters, snr
+    )
 
 
-# ----------------------------------------------------------------------------------------------- to the disk
 def write_csv(series: Series, path: Path) -> None:
     """Write the values as CSV with the columns time (sample number) and data, to six significant digits."""
     path.parent.mkdir(parents=True, exist_ok=True)

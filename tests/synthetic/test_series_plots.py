@@ -1,4 +1,4 @@
-"""Plots as specified, whatever was drawn before, and a writer that deletes nothing but its own."""
+"""Plots as specified, whatever was drawn before, and the data set of them."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from src import plots, settings
+from src import plots
 from src.synthetic import series_plots, time_series
 from tests.series.conftest import pixels
 
@@ -21,7 +21,6 @@ def digests(root: Path) -> dict:
     return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-# ---------------------------------------------------------------------------------------------- matplotlib
 def test_the_reused_figure_draws_what_a_fresh_one_does(tmp_path, one_each):
     for one in one_each:  # each after the one before it
         series_plots.draw(one.values, tmp_path / "reused.png")
@@ -46,7 +45,6 @@ def test_the_style_of_other_figures_does_not_matter(tmp_path, one_each):
     np.testing.assert_array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
 
 
-# ------------------------------------------------------------------------------------------------- writer
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     """A data set of eighteen series, seed 7."""
@@ -83,13 +81,3 @@ def test_a_whole_data_set_is_kept_and_another_rebuilt(tmp_path, monkeypatch):
     monkeypatch.setattr(series_plots, "VERSION", series_plots.VERSION + 1)
     series_plots.write_dataset(root, seed=2, counts=nothing, workers=1)
     assert not (root / "stale.png").exists()
-
-
-@pytest.mark.parametrize("name", ["mini", "mini.partial"])
-def test_folders_of_others_are_never_deleted(tmp_path, name):
-    theirs = tmp_path / name / "thesis.txt"
-    theirs.parent.mkdir()
-    theirs.write_text("mine")
-    with pytest.raises(settings.InputError, match=f"{name} holds other files"):
-        series_plots.write_dataset(tmp_path / "mini", counts=COUNTS, workers=1)
-    assert theirs.read_text() == "mine"
