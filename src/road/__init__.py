@@ -11,7 +11,7 @@ __getattr__ = reexport(
     __name__,
     data="datasets distribution write_mini",
     model="build_model from_state_dict",
-    fitting="train get_dataloaders",
+    fitting="train",
     evaluation="PROTOCOL evaluate evaluated",
     prediction="predict",
     figures="draw",

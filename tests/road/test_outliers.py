@@ -11,9 +11,9 @@ from sklearn.metrics import average_precision_score
 from torch import nn
 from torchvision import tv_tensors
 
-from src import checkpoints, road, settings
-from src.images import normalize
-from src.road import data, evaluation, outliers
+from src import checkpoints, road, settings, system
+from src.backbones import normalize
+from src.road import data, evaluation, outliers, transforms
 from src.road import model as models
 
 IGNORE, FLAT = data.IGNORE, (64, 96)
@@ -47,17 +47,17 @@ def test_an_image_changes_where_objects_are_and_nowhere_else(size):
     before, crisp, soft = image.clone(), 0, 0
     low, high = image.amin((1, 2)) - 1e-5, image.amax((1, 2)) + 1e-5
     for seed in range(40):
-        found, where = pasted(image, seed)
+        result, where = pasted(image, seed)
         assert torch.equal(image, before)
-        assert found.shape == image.shape and found.dtype == torch.float32
+        assert result.shape == image.shape and result.dtype == torch.float32
         assert where.shape == size and where.dtype == torch.bool
-        changed = (found != image).any(0)
+        changed = (result != image).any(0)
         around = F.max_pool2d(where.float()[None], 3, 1, 1)[0] > 0
         for edge in (around[0], around[-1], around[:, 0], around[:, -1]):
             edge[:] = True  # it may lie beside what the image's border has cut off
         assert not (changed & ~around).any()
         assert changed[where].float().mean() > 0.9 or not where.any()
-        assert (found.amin((1, 2)) >= low).all() and (found.amax((1, 2)) <= high).all()
+        assert (result.amin((1, 2)) >= low).all() and (result.amax((1, 2)) <= high).all()
         crisp, soft = crisp + bool((changed & ~where).sum() == 0), soft + bool((changed & ~where).any())
     assert crisp > 3 and soft > 10  # of two objects in three, one is often soft
 
@@ -70,13 +70,13 @@ def test_objects_are_given_by_the_state_of_the_generator():
 
 
 def test_there_are_one_to_three_objects_of_all_sizes(monkeypatch):
-    shapes, shape = [], outliers._shape
+    shapes, outline = [], outliers._outline
 
     def recorded(height, width):
         shapes[-1].append((height, width))
-        return shape(height, width)
+        return outline(height, width)
 
-    monkeypatch.setattr(outliers, "_shape", recorded)
+    monkeypatch.setattr(outliers, "_outline", recorded)
     image, places = torch.zeros(3, 200, 300), torch.zeros(200, 300)
     for seed in range(120):
         shapes.append([])
@@ -116,13 +116,13 @@ def sample(height: int = 40, width: int = 60) -> dict:
 
 
 def test_views_say_what_is_pasted_what_is_not_and_what_nobody_knows():
-    augment, seen = data.Augment("flip_color", 2, (32, 48), (24, 40)), set()
+    augment, seen = transforms.Augment("flip_color", 2, (32, 48), (24, 40)), set()
     for seed in range(20):
         torch.manual_seed(seed)
         view = augment(sample())
         image, where = outliers.paste(view["image"])
         torch.manual_seed(seed)
-        found = outliers.Pasted(augment, 0.0)(sample())
+        found = outliers.PastedAnomalies(augment, 0.0)(sample())
         assert found.keys() == {"image", "mask"} and torch.equal(found["image"], image)
         assert found["image"].dtype == torch.float32 and found["mask"].dtype == torch.int64
         assert found["mask"].shape == (24, 40) and set(found["mask"].unique().tolist()) <= {0, 1, IGNORE}
@@ -133,7 +133,7 @@ def test_views_say_what_is_pasted_what_is_not_and_what_nobody_knows():
 
 
 def test_another_camera_changes_colours_and_leaves_things_in_place():
-    image, augment = normalize(sample()["image"]), data.Augment("none", 2, (40, 60), None)
+    image, augment = normalize(sample()["image"]), transforms.Augment("none", 2, (40, 60), None)
     image[:, 10:30, 20:40] += 1.0
     before, (black, white) = image.clone(), normalize(torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, 3, 1, 1))
     for seed in range(20):
@@ -145,7 +145,7 @@ def test_another_camera_changes_colours_and_leaves_things_in_place():
         views = []
         for share in (0.0, 1.0, 1.0):
             torch.manual_seed(seed)
-            views.append(outliers.Pasted(augment, share)(sample()))
+            views.append(outliers.PastedAnomalies(augment, share)(sample()))
         assert torch.equal(views[0]["mask"], views[1]["mask"]) and same(views[1], views[2])
         assert (views[0]["image"] != views[1]["image"]).float().mean() > 0.9
 
@@ -158,9 +158,9 @@ def features(batch: int = 2) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def head() -> outliers.OutlierHead:
+def head() -> models.OutlierHead:
     torch.manual_seed(0)
-    return outliers.OutlierHead(("fine", "middle", "coarse"), (2, 3, 4)).eval()
+    return models.OutlierHead(("fine", "middle", "coarse"), (2, 3, 4)).eval()
 
 
 def test_the_head_scores_at_the_resolution_of_the_deepest_features(head):
@@ -185,20 +185,6 @@ def test_finer_features_are_averaged(head):
         means = F.avg_pool2d(averaged[name], factor)
         averaged[name] = means.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     assert torch.allclose(head(averaged), head(features()), atol=1e-5)
-
-
-@pytest.mark.parametrize("backbone", models.BACKBONES)
-def test_a_head_fits_its_backbone(backbone):
-    model = models.deeplabv3(backbone, 5, 16, 0.25).eval()
-    before = {name: values.clone() for name, values in model.state_dict().items()}
-    head, images = outliers.build_head(backbone, model.backbone), torch.randn(2, 3, 64, 96)
-    assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
-    with torch.inference_mode():
-        taps, own = outliers.layer_outputs(model.backbone, head.names, images), model.backbone(images)
-        assert head.eval()(taps).shape == (2, 4, 6)
-    assert tuple(taps) == head.names == outliers.FEATURE_LAYERS[backbone] and len(taps) == 4
-    assert torch.equal(taps[head.names[-1]], own["out"]) and torch.equal(taps[head.names[-2]], own["aux"])
-    assert head.net[0].num_features == sum(values.shape[1] for values in taps.values())
 
 
 # ------------------------------------------------------------------------------------------- loss and value
@@ -278,10 +264,10 @@ def test_the_head_learns_and_nothing_else_changes(flat, tmp_path, monkeypatch):
     monkeypatch.setattr(outliers, "JITTERED_SHARE", 0.0)  # a few steps are enough
     model, views, validate = road.build_model(HEADED).train(), [], outliers.validate
     monkeypatch.setattr(outliers, "validate", lambda *given, **named: views.append(named) or validate(*given, **named))
-    before, untaught = state(model, head=False), state(model, head=True)
+    before, untrained = state(model, head=False), state(model, head=True)
     history = outliers.fit(model, flat["train"], flat["val"], HEADED, tmp_path)
     assert same(state(model, head=False), before)
-    assert not same(state(model, head=True), untaught)
+    assert not same(state(model, head=True), untrained)
     masks = torch.stack([view["mask"] for view in views[0]["views"]])
     base_rate = (masks == 1).float().mean().item()
     best = max(row["aupr"] for row in history)
@@ -292,18 +278,17 @@ def test_the_head_learns_and_nothing_else_changes(flat, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("limit, chosen", [(48, [0, 1, 2, 3, 4, 5]), (3, [0, 2, 4]), (4, [0, 2, 4]), (1, [0])])
-def test_validation_images_are_spread_over_the_split(flat, tmp_path, monkeypatch, limit, chosen):
+def test_validation_images_are_spread_over_the_split(flat, monkeypatch, limit, chosen):
     """Each as it is on disk, but for what is pasted, and whatever seed has been set before."""
-    found = []
     monkeypatch.setattr(outliers, "_VALIDATION", limit)
-    monkeypatch.setattr(outliers.training, "fit", lambda *given, **named: found.append(given[3].keywords["views"]))
+    drawn = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        outliers.fit(road.build_model(HEADED), flat["train"], flat["val"], HEADED, tmp_path)
-    assert len(found[0]) == len(chosen) and all(map(same, found[0], found[1]))
-    for view, index in zip(found[0], chosen, strict=True):
+        drawn.append(outliers.validation_views(flat["val"], HEADED))
+    assert len(drawn[0]) == len(chosen) and all(map(same, *drawn))
+    for view, index in zip(drawn[0], chosen, strict=True):
         away = F.max_pool2d((view["mask"] == 1).float()[None], 3, 1, 1)[0] == 0
-        plain = data.preprocess(flat["val"][index]["image"], FLAT)
+        plain = transforms.preprocess(flat["val"][index]["image"], FLAT)
         assert torch.equal(view["image"][:, away], plain[:, away]) and not torch.equal(view["image"], plain)
 
 
@@ -322,53 +307,55 @@ def test_a_killed_training_resumes_to_the_same_weights(flat, tmp_path, killed_at
 
 # ---------------------------------------------------------------------------------------------------- public functions
 @pytest.fixture(scope="module")
-def taught(mini_root, tiny_config, tmp_path_factory) -> road.Trained:
+def headed(mini_root, tiny_config, tmp_path_factory) -> system.Trained:
     """``tiny_config`` with an epoch for the head; beside the file, its run."""
-    folder = tmp_path_factory.mktemp("taught")
+    folder = tmp_path_factory.mktemp("headed")
     config = replace(tiny_config, outlier_epochs=1)
-    return road.train(config, mini_root, run_dir=folder / "run", out=folder / "taught.pth")
+    return road.train(config, mini_root, run_dir=folder / "run", out=folder / "headed.pth")
 
 
-def test_training_leaves_a_segmenter_and_its_head(taught):
-    content, run = checkpoints.load(taught.source), taught.source.parent / "run"
+def test_training_leaves_a_segmenter_and_its_head(headed):
+    content, run = checkpoints.load(headed.source), headed.source.parent / "run"
     assert content["config"]["outlier_epochs"] == 1 and len(content["extras"]["outlier_history"]) == 1
     assert set(content["extras"]["calibration"]["thresholds"]) == set(evaluation.SCORE_NAMES)
-    assert same(content["weights"], taught.model.state_dict())
+    assert same(content["weights"], headed.model.state_dict())
     segmenter, head = (checkpoints.load(path / "best.pth") for path in (run, run / "outliers"))
     assert segmenter["config"]["outlier_epochs"] == 0
-    assert same(segmenter["weights"], state(taught.model, head=False))
-    assert same({f"outlier_head.{name}": v for name, v in head["weights"].items()}, state(taught.model, head=True))
+    assert same(segmenter["weights"], state(headed.model, head=False))
+    assert same({f"outlier_head.{name}": v for name, v in head["weights"].items()}, state(headed.model, head=True))
 
 
-def test_a_taught_model_is_evaluated_by_its_head(taught, mini_root):
-    loaded = road.load(taught.source, road.Config())
-    assert loaded.config == taught.config and same(loaded.model.state_dict(), taught.model.state_dict())
-    metrics, _, _ = road.measure(loaded, mini_root, None, "test")
+def test_a_headed_model_is_evaluated_by_its_head(headed, mini_root):
+    loaded = system.load(road, headed.source, road.Config())
+    assert loaded.config == headed.config and same(loaded.model.state_dict(), headed.model.state_dict())
+    metrics = road.evaluate(loaded, mini_root)
     assert metrics["score"] == "combined" == evaluation.headline(loaded.model)
     assert metrics["aupr"] == metrics["protocols"]["pooled"]["combined"]["aupr"]
-    threshold = taught.calibration["thresholds"]["outlier"]
+    threshold = headed.calibration["thresholds"]["outlier"]
     assert metrics["scores"]["outlier"]["threshold"] == threshold and threshold == threshold
     with pytest.raises(checkpoints.CheckpointError, match="outlier_epochs: 1 in the file, 3 asked for"):
-        road.load(taught.source, road.Config(), ["outlier_epochs=3"])
+        system.load(road, headed.source, road.Config(), ["outlier_epochs=3"])
 
 
-def test_pictures_of_a_taught_model_show_the_combined_score(taught, mini_root, tmp_path):
+def test_pictures_of_a_headed_model_show_the_combined_score(headed, mini_root, tmp_path):
     file = data.StreetHazards(mini_root, "test").pairs[0][0]
-    (row,) = road.predict(taught, [file], tmp_path)
-    assert row["threshold"] == pytest.approx(taught.calibration["thresholds"]["combined"], abs=1e-4)
+    (row,) = road.predict(headed, [file], tmp_path)
+    assert row["threshold"] == pytest.approx(headed.calibration["thresholds"]["combined"], abs=1e-4)
     assert Image.open(tmp_path / f"{file.stem}_combined.png").size == (160, 90) and "max_logit" not in row
 
 
-def test_logits_are_the_same_with_and_without_the_head(taught):
+def test_logits_are_the_same_with_and_without_the_head(headed):
     images = torch.randn(2, 3, 48, 80, generator=torch.Generator().manual_seed(0))
-    plain = road.build_model(replace(taught.config, outlier_epochs=0)).eval()
-    plain.to(memory_format=torch.channels_last).load_state_dict(state(taught.model, head=False))
-    logits, outlier = models.predict(taught.model, images, (90, 160))
-    expected, none = models.predict(plain, images, (90, 160))
+    plain = road.build_model(replace(headed.config, outlier_epochs=0)).eval()
+    plain.to(memory_format=torch.channels_last).load_state_dict(state(headed.model, head=False))
+    logits, outlier = models.infer(headed.model, images, (90, 160))
+    expected, none = models.infer(plain, images, (90, 160))
     assert torch.equal(logits, expected) and none is None
     assert outlier.shape == (2, 90, 160) and outlier.dtype == torch.float32 and not outlier.requires_grad
     with torch.inference_mode():
-        coarse = taught.model.outlier_head(outliers.layer_outputs(plain.backbone, outliers.FEATURE_LAYERS["mobilenet_v2"], images))
+        coarse = headed.model.outlier_head(
+            models.layer_outputs(plain.backbone, headed.model.outlier_head.names, images)
+        )
     assert torch.equal(outlier, F.interpolate(coarse[:, None], (90, 160), mode="bilinear")[:, 0])
 
 
@@ -384,14 +371,14 @@ def test_a_checkpoint_older_than_the_setting_has_no_head(tiny_weights, tiny_conf
     content = checkpoints.read(tiny_weights)
     assert content["config"].pop("outlier_epochs") == 0
     checkpoints.write(content, tmp_path / "old.pth")
-    old = road.load(tmp_path / "old.pth", road.Config.mini())
+    old = system.load(road, tmp_path / "old.pth", road.Config.mini())
     assert old.config == tiny_config and not evaluation.has_head(old.model)
-    assert road.evaluate(old.config, old.model, mini_root, calibration=old.calibration).metrics["score"] == "max_logit"
+    assert road.evaluate(old, mini_root)["score"] == "max_logit"
     with pytest.raises(checkpoints.CheckpointError, match="outlier_epochs: 0 in the file, 8 asked for"):
-        road.load(tmp_path / "old.pth", road.Config.mini(), ["outlier_epochs=8"])
+        system.load(road, tmp_path / "old.pth", road.Config.mini(), ["outlier_epochs=8"])
 
 
 def test_a_bare_state_dict_gets_no_head(tiny_weights, tiny_config, tmp_path):
     torch.save(checkpoints.load(tiny_weights)["weights"], tmp_path / "bare.pth")
-    bare = road.load(tmp_path / "bare.pth", replace(tiny_config, outlier_epochs=8))
+    bare = system.load(road, tmp_path / "bare.pth", replace(tiny_config, outlier_epochs=8))
     assert bare.config == tiny_config and not evaluation.has_head(bare.model)
