@@ -107,9 +107,9 @@ def read(path: Path | str) -> dict:
 
 
 def _is_archive(path: Path) -> bool:
-    """Whether a file begins or ends as zip archives do, which is torch's format since 1.6."""
+    """Whether a file begins as zip archives do: torch's format since 1.6."""
     with path.open("rb") as file:
-        return file.read(4) == b"PK\3\4" or zipfile.is_zipfile(file)
+        return file.read(4) == b"PK\3\4"
 
 
 def _verify_checksums(path: Path) -> None:
