@@ -102,7 +102,7 @@ def load(system: ModuleType, path: Path | str, fallback: SystemConfig, overrides
     A bare state dict, where the system takes one (``from_state_dict``), gets ``fallback`` with the overrides applied.
     """
     scores_without_extras = hasattr(system, "from_state_dict")
-    if scores_without_extras and checkpoints.is_bare_state_dict(state := checkpoints.read(path)):
+    if scores_without_extras and checkpoints.is_bare_state_dict(state := checkpoints.unwrapped(checkpoints.read(path))):
         config, model = system.from_state_dict(fallback.override(overrides), state, path)
         return Trained(config, model, {}, Path(path), config)
     content = checkpoints.load(path) if scores_without_extras else checkpoints.load_finished(path)
