@@ -3,40 +3,39 @@
 from dataclasses import replace
 from functools import partial
 
-from src import road
+from src import road, system
 from src.ablations.bench import FRESH_SEED, REMOVED, Bench, fresh_root
 from src.metrics import PixelRanking
+from src.road.data import RoadDataset, open_split
+from src.road.evaluation import each_image
 from src.road.scores import sml
 from src.synthetic import street_scenes
 
 
-def judge_road(trained) -> dict:
+def judge_road(trained: system.Trained) -> dict:
     """mIoU and AUPR on fresh scenes, and what the scores and the parts of SML are worth there."""
     root = fresh_root("road")
     street_scenes.write_dataset(root, {"train": 1, "val": 1, "test": 48}, seed=FRESH_SEED)
-    found = road.evaluate(trained.config, trained.model, root, calibration=trained.calibration).metrics
-    pooled = {name: row["aupr"] for name, row in found["protocols"]["pooled"].items()}
+    metrics = road.evaluate(trained, root)
+    pooled = {name: row["aupr"] for name, row in metrics["protocols"]["pooled"].items()}
     return {
-        "metrics": {"aupr": pooled["max_logit"], "miou": found["miou"]},
-        "scoring": {
-            "score": pooled,
-            "SML": _sml_parts(trained, road.datasets(trained.config, root, ("test",))["test"]),
-        },
+        "metrics": {"aupr": pooled["max_logit"], "miou": metrics["miou"]},
+        "scoring": {"score": pooled, "SML": sml_parts(trained, open_split("mini", root, "test"))},
     }
 
 
-def _sml_parts(trained, dataset) -> dict[str, float]:
+def sml_parts(trained: system.Trained, dataset: RoadDataset) -> dict[str, float]:
     """Pooled AUPR of SML as published, and with one part of it changed or left out."""
-    train, val = (trained.calibration["statistics"][split] for split in ("train", "val"))
+    statistics = trained.calibration["statistics"]
     parts = {
-        "in full": partial(sml, statistics=train),
-        "statistics of val": partial(sml, statistics=val),
-        "no suppression": partial(sml, statistics=train, suppress=False),
-        "no smoothing": partial(sml, statistics=train, smooth=False),
-        "neither": partial(sml, statistics=train, suppress=False, smooth=False),
+        "in full": partial(sml, statistics=statistics["train"]),
+        "statistics of val": partial(sml, statistics=statistics["val"]),
+        "no suppression": partial(sml, statistics=statistics["train"], suppress=False),
+        "no smoothing": partial(sml, statistics=statistics["train"], smooth=False),
+        "neither": partial(sml, statistics=statistics["train"], suppress=False, smooth=False),
     }
     rankings = {name: PixelRanking() for name in parts}
-    for logits, _, mask in road.evaluation.each_image(trained.model, dataset, trained.config):
+    for logits, _, mask in each_image(trained.model, dataset, trained.config):
         for name, score in parts.items():
             rankings[name].update(score(logits), mask == dataset.anomaly)
     return {name: ranking.compute()["aupr"].value for name, ranking in rankings.items()}
