@@ -49,12 +49,12 @@ def test_round_trip(tmp_path):
 # ------------------------------------------------------------------------------------------- writing
 def test_a_full_disk_is_one_line_that_names_the_file(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(
             settings.InputError, match=r"^cannot write .*model\.pth \(File too large\): free space[^\n]*$"
         ):
-            checkpoints.save(tmp_path / "model.pth", state(), config={})
+            checkpoints.save(tmp_path / "model.pth", {"weight": torch.zeros(100_000)}, config={})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not os.listdir(tmp_path)
