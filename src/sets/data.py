@@ -17,7 +17,7 @@ from src.synthetic import glyphs
 
 OFFICIAL = "cifar-100-python"  # torchvision's own folder
 # One class of each of CIFAR-100's twenty superclasses (Krizhevsky, 2009): the first by name
-DIVERSE = [
+DIVERSE = (
     "beaver",
     "aquarium_fish",
     "orchid",
@@ -38,7 +38,7 @@ DIVERSE = [
     "maple_tree",
     "bicycle",
     "lawn_mower",
-]
+)
 
 
 # ----------------------------------------------------------------------------------------- from the disk

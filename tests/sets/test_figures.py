@@ -1,4 +1,4 @@
-"""Figures show what they say: the right images framed in the right colours, the worst sets, and files on disk."""
+"""Figures show what they say: the right images framed in the right colours, and the worst sets."""
 
 from dataclasses import replace
 
@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_hex
-from PIL import Image
 
-from src import settings
+from src import sets as system
+from src.labelled import Labelled
 from src.sets import data, figures
-from src.sets.data import Sets, fixed_sets
 from src.sets.model import FlatMLP, SetModel, distance_to_mean
+from src.sets.sampling import Sets, fixed_sets
 from tests.sets.conftest import CLASSES, SIDE, TINY
 
 
@@ -23,7 +23,7 @@ def closed():
 
 
 @pytest.fixture(scope="module")
-def images(root) -> data.Images:
+def images(root) -> Labelled:
     return data.read(root, "test", SIDE)
 
 
@@ -43,7 +43,7 @@ def shown(axis) -> np.ndarray:
     return np.asarray(axis.images[0].get_array())
 
 
-def test_a_grid_frames_the_odd_one_and_the_one_taken_for_it(images):
+def test_a_grid_frames_the_odd_one_and_the_one_chosen(images):
     sets = fixed_sets(images, 2, 0)
     odd = sets.position.tolist()
     scores = torch.zeros(2, 10)
@@ -52,14 +52,14 @@ def test_a_grid_frames_the_odd_one_and_the_one_taken_for_it(images):
     scores[1, wrong] = 2.0  # missed
     axes = np.reshape(figures.sets_grid(images, sets, scores, ["one", "two"]).axes, (2, 10))
     for row, column in np.ndindex(2, 10):
-        pixels = images.pixels[sets.indices[row, column]].permute(1, 2, 0).numpy()
+        pixels = images.items[sets.indices[row, column]].permute(1, 2, 0).numpy()
         assert np.array_equal(shown(axes[row, column]), pixels)
-        expected = {(0, odd[0]): figures.BOTH, (1, odd[1]): figures.TRUE, (1, wrong): figures.CHOSEN}
+        expected = {(0, odd[0]): figures.BOTH, (1, odd[1]): figures.ODD, (1, wrong): figures.CHOSEN}
         assert frames(axes[row, column]) == expected.get((row, column))
         share = scores[row].softmax(0)[column]
         assert axes[row, column].get_xlabel() == f"{100 * share:.0f} %"
     assert [axis.get_ylabel() for axis in axes[:, 0]] == ["one", "two"]
-    assert len({figures.BOTH, figures.TRUE, figures.CHOSEN}) == 3
+    assert len({figures.BOTH, figures.ODD, figures.CHOSEN}) == 3
 
 
 def test_sets_are_named_by_their_classes(images):
@@ -75,8 +75,8 @@ def test_sets_are_named_by_their_classes(images):
 @pytest.mark.parametrize("chosen", [torch.tensor([3, 1]), torch.arange(4) == 2])
 def test_rows_of_sets(images, chosen):
     sets = fixed_sets(images, 4, 0)
-    found = figures.rows_of(sets, chosen)
-    assert torch.equal(found.indices, sets.indices[chosen]) and torch.equal(found.position, sets.position[chosen])
+    rows = figures.rows_of(sets, chosen)
+    assert torch.equal(rows.indices, sets.indices[chosen]) and torch.equal(rows.position, sets.position[chosen])
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def judged(images) -> tuple[Sets, torch.Tensor]:
     """40 sets, and scores that miss the odd one in sets 3, 9 and 20, in 9 by the most and in 3 by the least."""
     sets = fixed_sets(images, 40, 1)
     scores = torch.zeros(40, 10).scatter(1, sets.position[:, None], 4.0)
-    for row, own in ((3, -1.0), (9, -5.0), (20, -2.0)):
-        scores[row, sets.position[row]] = own
+    for row, score in ((3, -1.0), (9, -5.0), (20, -2.0)):
+        scores[row, sets.position[row]] = score
     return sets, scores
 
 
@@ -93,8 +93,9 @@ def rows_shown(figure, images, sets) -> list[int]:
     """Which of the sets a grid shows, row by row."""
     axes = np.reshape(figure.axes, (-1, 10))
     pictures = [torch.stack([torch.from_numpy(shown(axis)).permute(2, 0, 1) for axis in row]) for row in axes]
-    return [next(i for i, row in enumerate(sets.indices) if torch.equal(images.pixels[row], picture))
-            for picture in pictures]  # fmt: skip
+    return [
+        next(i for i, row in enumerate(sets.indices) if torch.equal(images.items[row], picture)) for picture in pictures
+    ]
 
 
 def test_failures_begin_with_the_worst(images, judged):
@@ -103,17 +104,17 @@ def test_failures_begin_with_the_worst(images, judged):
 
 
 def test_hard_pairs_are_shown_by_a_missed_set_each(images, judged):
-    found = rows_shown(figures.pair_examples(images, *judged), images, judged[0])
-    assert set(found) <= {3, 9, 20}
-    pairs = [frozenset(figures.names_of(images, judged[0])[row].split("\n")) for row in found]
-    every = {frozenset(figures.names_of(images, judged[0])[row].split("\n")) for row in (3, 9, 20)}
-    assert len(set(pairs)) == len(pairs) and set(pairs) == every
+    pairs = [frozenset(name.split("\n")) for name in figures.names_of(images, judged[0])]
+    rows = rows_shown(figures.pair_examples(images, *judged), images, judged[0])
+    assert set(rows) <= {3, 9, 20}
+    shown_pairs = [pairs[row] for row in rows]
+    assert len(set(shown_pairs)) == len(shown_pairs) and set(shown_pairs) == {pairs[row] for row in (3, 9, 20)}
 
 
 def test_attention_marks_the_odd_image(images, trained):
-    found, sets = torch.randn(len(images), 256), figures.rows_of(fixed_sets(images, 1, 0), torch.arange(1))
-    figure = figures.attention(trained.model.head, found, sets)
-    maps = trained.model.head.attention_maps(found[sets.indices])[:, 0].detach()
+    features, sets = torch.randn(len(images), 256), fixed_sets(images, 1, 0)
+    figure = figures.attention(trained.model.head, features, sets)
+    maps = trained.model.head.attention_maps(features[sets.indices])[:, 0].detach()
     assert len(figure.axes) == len(maps) == TINY.layers
     assert np.allclose(shown(figure.axes[0]), maps[0], atol=1e-5)
     for ticks in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()):
@@ -140,23 +141,11 @@ def test_accuracy_by_size_is_drawn_with_chance():
     assert list(lines[0].get_xdata()) == [5, 10]
 
 
-def test_a_set_is_written_with_the_highest_score_framed(images, tmp_path):
-    path = figures.write_set(images.subset(torch.arange(4)), torch.tensor([0.0, 3, 1, 2]), tmp_path / "new/set.png")
-    assert path == tmp_path / "new/set.png" and Image.open(path).width > 300 and not plt.get_fignums()
-    blue = np.array([int(figures.BOTH[i : i + 2], 16) for i in (1, 3, 5)])
-    framed = (abs(np.array(Image.open(path).convert("RGB")).astype(int) - blue) < 3).all(2).nonzero()[1]
-    width = Image.open(path).width
-    assert 0.2 * width < framed.min() and framed.max() < 0.55 * width  # the second of four
+FIGURES = {"sets", "failures", "pairs", "features", "sizes", "curves", "attention"}
 
 
-DRAWN = {"sets", "failures", "pairs", "features", "sizes", "curves", "attention"}
-
-
-def test_every_figure_of_a_model_is_written(images, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(settings, "FIGURES_DIR", tmp_path)
-    paths = figures.draw_all(trained, "animals", images)
-    assert set(paths) == {tmp_path / f"sets/animals_{kind}.png" for kind in DRAWN}
-    assert all(np.ptp(np.array(Image.open(path).convert("L"))) > 0 for path in paths) and not plt.get_fignums()
+def test_a_model_has_its_figures(root, trained):
+    assert set(system.draw(trained, root, "folder")) == FIGURES
 
 
 class Perfect(torch.nn.Module):
@@ -166,17 +155,13 @@ class Perfect(torch.nn.Module):
         return distance_to_mean(features)
 
 
-def test_a_model_that_misses_nothing_has_figures_too(images, one_hot, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(settings, "FIGURES_DIR", tmp_path)
-    monkeypatch.setattr(figures.features, "extract", lambda *given: one_hot)
+def test_a_model_that_misses_nothing_has_figures_too(root, trained, monkeypatch):
+    monkeypatch.setattr(figures.features, "extract", lambda encoder, part: torch.eye(len(part.classes))[part.labels])
     perfect = replace(trained, model=SetModel(trained.model.encoder, Perfect()))
-    paths = figures.draw_all(perfect, "animals", images)
-    assert {"animals_sets.png", "animals_sizes.png", "animals_features.png"} <= {path.name for path in paths}
+    assert set(system.draw(perfect, root, "folder")) == FIGURES - {"failures", "pairs", "attention"}
 
 
-def test_the_flat_head_has_figures_too(images, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(settings, "FIGURES_DIR", tmp_path)
+def test_the_flat_head_has_figures_too(root, trained):
     torch.manual_seed(0)
     flat = replace(trained, model=SetModel(trained.model.encoder, FlatMLP(256, 10, width=8)))
-    paths = figures.draw_all(flat, "animals", images)
-    assert {path.stem.removeprefix("animals_") for path in paths} == DRAWN - {"attention"}
+    assert set(system.draw(flat, root, "folder")) == FIGURES - {"attention"}

@@ -1,5 +1,7 @@
 """Heads that know no order, features that are torchvision's own, and baselines against direct loops."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,21 @@ from torch.nn import functional as F
 from torchvision.transforms import functional as TF
 
 from src import checkpoints, sets, settings
-from src.images import MEAN, STD
-from src.sets import model as models
-from src.sets.model import ClassPosterior, Encoder, FlatMLP, SetAttention, SetModel, SetTransformer, augment
+from src.backbones import BACKBONES, MEAN, STD
+from src.sets import config
+from src.sets.model import (
+    BASELINES,
+    ClassPosterior,
+    Encoder,
+    FlatMLP,
+    SetAttention,
+    SetModel,
+    SetTransformer,
+    augment,
+    distance_to_mean,
+    leave_one_out_cosine,
+)
+from tests.sets.conftest import CLASSES, TINY, same, tensors
 
 WIDTHS = {"projected": 24, "as wide as the head": 16}
 HEADS = {
@@ -74,21 +88,6 @@ def test_permuting_the_images_permutes_the_scores(kind):
     assert not torch.allclose(scores, scores[:, order], atol=1e-3)  # or the test above says nothing
 
 
-def test_the_flat_head_knows_the_order():
-    head, features = make("mlp"), random_sets()
-    order = torch.arange(9, -1, -1)
-    assert not torch.allclose(head(features[:, order]), head(features)[:, order], atol=1e-3)
-
-
-@pytest.mark.parametrize("kind", HEADS)
-def test_scores_are_the_same_without_gradient(kind):
-    """Where PyTorch takes a fused kernel."""
-    head, features = make(kind), random_sets()
-    with torch.inference_mode():
-        found = head(features)
-    assert torch.allclose(found, head(features), atol=1e-5)
-
-
 @pytest.mark.parametrize("kind", HEADS)
 def test_sets_are_judged_one_by_one_and_as_a_whole(kind):
     """No score depends on another set; each depends on every image of its own."""
@@ -98,20 +97,20 @@ def test_sets_are_judged_one_by_one_and_as_a_whole(kind):
     for image in (0, 9):
         changed = features.clone()
         changed[2, image] *= -1
-        found = head(changed)
-        assert torch.allclose(found[[0, 1, 3, 4, 5]], scores[[0, 1, 3, 4, 5]], atol=1e-5)
-        assert ((found[2] - scores[2]).abs() > 1e-6).all()
+        changed_scores = head(changed)
+        assert torch.allclose(changed_scores[[0, 1, 3, 4, 5]], scores[[0, 1, 3, 4, 5]], atol=1e-5)
+        assert ((changed_scores[2] - scores[2]).abs() > 1e-6).all()
 
 
 def test_the_posterior_head_is_bayes_rule():
     """Against the sum over classes of the product of probabilities, set by set."""
     head, features = make("posterior"), random_sets()
     with torch.no_grad():
-        found = head(features)
-        for scores, images in zip(found, head.classifier(features).double().softmax(2), strict=True):
-            likelihood = [sum((1 - images[i, c]) * torch.stack([images[j, c] for j in range(10) if j != i]).prod()
-                              for c in range(5)) for i in range(10)]  # fmt: skip
-            assert torch.allclose(scores.double().softmax(0), torch.stack(likelihood) / sum(likelihood), atol=1e-5)
+        posteriors = head.classifier(features).double().softmax(2)
+        for scores, images in zip(head(features), posteriors, strict=True):
+            others = [torch.cat([images[:i], images[i + 1 :]]).prod(0) for i in range(10)]
+            likelihood = torch.stack([((1 - images[i]) * others[i]).sum() for i in range(10)])
+            assert torch.allclose(scores.double().softmax(0), likelihood / likelihood.sum(), atol=1e-5)
 
 
 def test_nine_sure_images_tell_the_tenth():
@@ -154,7 +153,7 @@ def test_the_map_of_attention_is_that_of_its_forward_pass(features):
 
 
 @pytest.mark.parametrize("kind, layers", [("attention", 1), ("transformer", 2)])
-def test_every_image_looks_at_the_set_once(kind, layers):
+def test_the_attention_of_each_image_sums_to_one(kind, layers):
     maps = make(kind).attention_maps(random_sets(size=7))
     assert maps.shape == (layers, 6, 7, 7) and (maps >= 0).all()
     assert torch.allclose(maps.sum(3), torch.ones(layers, 6, 7), atol=1e-5)
@@ -169,9 +168,16 @@ def test_gradient_reaches_every_parameter_of_a_head(kind):
     assert silent == []
 
 
+EXTREMES = {
+    "zeros": torch.zeros(2, 10, 24),
+    "equal": torch.ones(2, 10, 24),
+    "large": 1e4 * random_sets(2),
+    "small": 1e-8 * random_sets(2),
+}
+
+
 @pytest.mark.parametrize("kind", HEADS)
-@pytest.mark.parametrize("features", [torch.zeros(2, 10, 24), torch.ones(2, 10, 24), 1e4 * random_sets(2),
-                                      1e-8 * random_sets(2)], ids=["zeros", "equal", "large", "small"])  # fmt: skip
+@pytest.mark.parametrize("features", EXTREMES.values(), ids=EXTREMES)
 def test_no_features_give_nan(kind, features):
     head = make(kind).train()
     loss = F.cross_entropy(head(features), torch.tensor([0, 9]))
@@ -179,33 +185,18 @@ def test_no_features_give_nan(kind, features):
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in head.parameters())
 
 
-def test_the_heads_have_the_dimensions_of_their_design():
-    attention, transformer = SetAttention(256, 256), sets.build_model(sets.Config.full()).head
-    assert isinstance(attention.project, nn.Identity) and attention.attention.num_heads == 4
-    assert attention.attention.head_dim == 64 and attention.attention.dropout == 0.1
-    assert [layer.weight.shape for layer in attention.score if isinstance(layer, nn.Linear)] == [(128, 256), (1, 128)]
-    assert transformer.project[-1].weight.shape == (256, 512) and len(transformer.layers) == 4
-    assert {layer.self_attn.num_heads for layer in transformer.layers} == {4}
-    assert {m.p for m in transformer.modules() if isinstance(m, nn.Dropout)} == {0.1}
-    other = SetTransformer(100, width=32, layers=1, heads=2, dropout=0.3)
-    assert other.project[-1].weight.shape == (32, 100) and len(other.layers) == 1
-    assert other.layers[0].self_attn.num_heads == 2 and other.layers[0].self_attn.dropout == 0.3
-
-
 # ----------------------------------------------------------------------------------------------- encoder
-@pytest.mark.parametrize("name", models.BACKBONES)
+@pytest.mark.parametrize("name", config.BACKBONES)
 def test_features_are_as_wide_as_said(name):
     """On the meta device, which computes shapes alone: some backbones are large."""
     with torch.device("meta"):
         encoder = Encoder(name, 64)
-        found = encoder(torch.zeros(2, 3, 48, 48, dtype=torch.uint8))
-    assert found.shape == (2, encoder.features) and found.dtype == torch.float32
-    assert (encoder.name, encoder.image_size, encoder.features) == (name, 64, models.BACKBONES[name])
+        features = encoder(torch.zeros(2, 3, 48, 48, dtype=torch.uint8))
+    assert features.shape == (2, encoder.features) and features.dtype == torch.float32
 
 
-def test_unknown_backbones_are_refused():
-    with pytest.raises(settings.InputError, match="backbone='vgg16': expected one of resnet18,.*convnet"):
-        Encoder("vgg16", 32)
+def test_every_backbone_is_one_that_the_project_knows():
+    assert set(config.BACKBONES) == {*BACKBONES, "convnet"}
 
 
 @pytest.mark.parametrize("side", [32, 20, 48])
@@ -230,14 +221,14 @@ def test_depthwise_convolutions_are_computed_in_full_precision():
     torch.manual_seed(0)
     encoder, seen = Encoder("mobilenet_v2", 32).eval(), []
     for layer in (m for m in encoder.modules() if isinstance(m, nn.Conv2d) and m.groups > 1):
-        layer.register_forward_hook(lambda module, given, found: seen.append((module, given[0], found)))
+        layer.register_forward_hook(lambda module, given, output: seen.append((module, given[0], output)))
     pixels = pictures(2, 32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         mixed = encoder(pixels)
     assert len(seen) == 2 * 17 and mixed.dtype == torch.float32
-    for layer, given, found in seen:
+    for layer, given, output in seen:
         full = F.conv2d(given.float(), layer.weight, None, layer.stride, layer.padding, groups=layer.groups)
-        assert given.dtype == found.dtype and torch.equal(full.to(given.dtype), found)
+        assert given.dtype == output.dtype and torch.equal(full.to(given.dtype), output)
     with torch.no_grad():
         assert torch.allclose(mixed, encoder(pixels), atol=0.1 * float(mixed.abs().max()))
 
@@ -263,7 +254,7 @@ def torchvision_network(name: str, seed: int) -> nn.Module:
     return network
 
 
-def own_features(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def torchvision_features(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """What the class layers of a torchvision classifier are given, averaged over the image."""
     seen = []
     head = network.fc if hasattr(network, "fc") else network.classifier
@@ -282,10 +273,10 @@ def test_pretrained_features_are_those_of_torchvision(name, tmp_path):
     with torch.no_grad():
         before = encoder(pixels)
         encoder.load_pretrained(tmp_path / "weights.pth")
-        found = encoder(pixels)
+        features = encoder(pixels)
     images = TF.normalize(TF.resize(pixels / 255, [64, 64], antialias=False), MEAN, STD)
-    expected = (own_features(network, images) + own_features(network, TF.hflip(images))) / 2
-    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    expected = (torchvision_features(network, images) + torchvision_features(network, TF.hflip(images))) / 2
+    assert torch.allclose(features, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     assert not torch.allclose(before, expected, rtol=1e-2)
 
 
@@ -298,23 +289,9 @@ def test_weights_of_another_network_are_refused(tmp_path):
         Encoder("convnet", 32).load_pretrained(file)
 
 
-def test_without_a_file_the_weights_are_torchvisions(monkeypatch):
-    network, asked = torchvision_network("squeezenet1_0", seed=1), []
-
-    def published(weights, **options):
-        asked.append((str(weights), options["check_hash"]))
-        return network.state_dict()
-
-    monkeypatch.setattr(torchvision.models.SqueezeNet1_0_Weights, "get_state_dict", published)
-    encoder = Encoder("squeezenet1_0", 64)
-    encoder.load_pretrained(None)
-    assert asked == [("SqueezeNet1_0_Weights.IMAGENET1K_V1", True)]
-    assert torch.equal(encoder.network[0].weight, network.features[0].weight)
-
-
 # ------------------------------------------------------------------------------------------ augmentation
 def ramp(count: int, side: int, axis: int) -> torch.Tensor:
-    """Images (N,3,S,S) whose pixel is its own place along an axis (2: down, 3: right), in pixels from 0 to S."""
+    """Images (N,3,S,S) whose pixel is its place along an axis (2: down, 3: right), in pixels from 0 to S."""
     line = torch.arange(side) + 0.5
     shape = [1, 1, 1, 1]
     shape[axis] = side
@@ -325,8 +302,8 @@ def ramp(count: int, side: int, axis: int) -> torch.Tensor:
 def test_cut_outs_are_of_the_scale_and_place_said(axis):
     torch.manual_seed(0)
     side, count = 32, 2000
-    found = augment(ramp(count, side, axis), (side, side))[:, 0].transpose(1, axis - 1)  # (N, along the axis, across)
-    middle, step = found[:, 15:17].mean((1, 2)) - side / 2, found[:, 16, 16] - found[:, 15, 16]
+    cut = augment(ramp(count, side, axis), (side, side))[:, 0].transpose(1, axis - 1)  # (N, along the axis, across)
+    middle, step = cut[:, 15:17].mean((1, 2)) - side / 2, cut[:, 16, 16] - cut[:, 15, 16]
     assert middle.abs().max() <= 0.125 * side + 1e-3 and 0.12 * side < middle.max() and middle.min() < -0.12 * side
     assert 0.75 - 1e-3 <= step.abs().min() < 0.77 and 0.98 < step.abs().max() <= 1 + 1e-3
     mirrored = float((step < 0).float().mean())
@@ -336,22 +313,22 @@ def test_cut_outs_are_of_the_scale_and_place_said(axis):
 def test_augmented_images_stay_in_range_and_follow_the_seed():
     images = pictures(6, 20).float()
     torch.manual_seed(3)
-    found = augment(images, (32, 24))
+    cut = augment(images, (32, 24))
     torch.manual_seed(3)
     again = augment(images, (32, 24))
-    assert found.shape == (6, 3, 32, 24) and torch.equal(found, again)
-    assert found.min() >= 0 and found.max() <= 255
-    assert not torch.equal(augment(images, (32, 24)), found)
+    assert cut.shape == (6, 3, 32, 24) and torch.equal(cut, again)
+    assert cut.min() >= 0 and cut.max() <= 255
+    assert not torch.equal(augment(images, (32, 24)), cut)
     same = augment(images[:1].expand(6, -1, -1, -1), (20, 20))
-    assert all(not torch.allclose(same[0], other, atol=1) for other in same[1:])  # each image has its own
+    assert all(not torch.allclose(same[0], other, atol=1) for other in same[1:])  # drawn anew for each
 
 
 def test_without_scale_and_shift_images_are_mirrored_or_not():
     torch.manual_seed(0)
     images = pictures(20, 16).float()
-    found = augment(images, (16, 16), scale=0, shift=0)
-    kept = [torch.allclose(one, image, atol=0.1) for one, image in zip(found, images, strict=True)]
-    flipped = [torch.allclose(one, image.flip(2), atol=0.1) for one, image in zip(found, images, strict=True)]
+    cut = augment(images, (16, 16), scale=0, shift=0)
+    kept = [torch.allclose(one, image, atol=0.1) for one, image in zip(cut, images, strict=True)]
+    flipped = [torch.allclose(one, image.flip(2), atol=0.1) for one, image in zip(cut, images, strict=True)]
     assert all(a != b for a, b in zip(kept, flipped, strict=True)) and 0 < sum(kept) < 20
 
 
@@ -362,12 +339,12 @@ def test_training_encodes_each_image_once_and_augmented():
     pixels, indices, seen = pictures(12, 16), torch.randint(12, (30, 10)), []
     model.encoder.network.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     torch.manual_seed(5)
-    logits, named = model(pixels, indices)
+    logits, class_logits = model(pixels, indices)
     assert [tuple(images.shape) for images in seen] == [(12, 3, 16, 16)]
     torch.manual_seed(5)
     features = model.encoder(pixels, augmented=True)
     assert torch.equal(logits, model.head(features[indices])) and logits.shape == (30, 10)
-    assert torch.equal(named, model.classifier(features)) and named.shape == (12, 3)
+    assert torch.equal(class_logits, model.classifier(features)) and class_logits.shape == (12, 3)
     assert not torch.allclose(features, model.encoder(pixels), atol=1e-3)
 
 
@@ -377,21 +354,21 @@ def test_the_class_layer_may_be_left_out():
     assert not [name for name in model.state_dict() if name.startswith("classifier")]
 
 
-def test_a_head_that_names_classes_brings_the_class_layer():
+def test_the_posterior_head_brings_the_class_layer():
     head = ClassPosterior(256, 3)
     model = SetModel(Encoder("convnet", 16), head, classes=3).eval()
     assert model.classifier is None and model.class_layer() is head.classifier
     torch.manual_seed(5)
-    named = model(pictures(4, 16), torch.zeros(2, 3, dtype=torch.int64))[1]
+    class_logits = model(pictures(4, 16), torch.zeros(2, 3, dtype=torch.int64))[1]
     torch.manual_seed(5)
-    assert torch.equal(named, head.classifier(model.encoder(pictures(4, 16), augmented=True)))
+    assert torch.equal(class_logits, head.classifier(model.encoder(pictures(4, 16), augmented=True)))
 
 
 def test_gradient_reaches_encoder_head_and_class_layer():
     torch.manual_seed(0)
     model = SetModel(Encoder("convnet", 16), SetTransformer(256, width=16, layers=2), classes=3).train()
-    logits, named = model(pictures(12, 16), torch.randint(12, (8, 10)))
-    ((logits * torch.randn_like(logits)).sum() + (named * torch.randn_like(named)).sum()).backward()
+    logits, class_logits = model(pictures(12, 16), torch.randint(12, (8, 10)))
+    ((logits * torch.randn_like(logits)).sum() + (class_logits * torch.randn_like(class_logits)).sum()).backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent == []
     head_alone = SetModel(model.encoder, model.head)
@@ -400,11 +377,26 @@ def test_gradient_reaches_encoder_head_and_class_layer():
     assert model.encoder.network[0][0].weight.grad.abs().sum() > 0  # the sets alone teach the encoder
 
 
-# ------------------------------------------------------------------------------------------------- rules
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+@pytest.mark.parametrize("head", config.HEADS)
+def test_models_are_built_to_the_config(head, dropout):
+    changed = replace(TINY, head=head, width=32, layers=3, heads=4, dropout=dropout, set_size=7)
+    extras = {"classes": CLASSES[:5]}
+    model = sets.build_model(changed, extras)
+    dropouts = {m.p for m in model.head.modules() if isinstance(m, nn.Dropout)}
+    assert dropouts == ({dropout} if head != "posterior" else set())
+    assert model.class_layer().out_features == 5 and model.head(torch.zeros(2, 7, 256)).shape == (2, 7)
+    if head == "transformer":
+        assert len(model.head.layers) == 3 and model.head.layers[0].self_attn.num_heads == 4
+    assert same(tensors(model), tensors(sets.build_model(changed, extras)))
+    assert not same(tensors(model), tensors(sets.build_model(replace(changed, seed=1), extras)))
+
+
+# ---------------------------------------------------------------------------------- non-learned baselines
 def test_distance_to_the_mean_against_a_loop():
     features = random_sets(3, 5, 7).numpy()
     expected = [[np.linalg.norm(image - members.mean(0)) for image in members] for members in features]
-    assert np.allclose(models.distance_to_mean(torch.from_numpy(features)), expected, atol=1e-5)
+    assert np.allclose(distance_to_mean(torch.from_numpy(features)), expected, atol=1e-5)
 
 
 def test_leave_one_out_cosine_against_a_loop():
@@ -414,13 +406,19 @@ def test_leave_one_out_cosine_against_a_loop():
         [1 - np.mean([a @ b for j, b in enumerate(members) if j != i]) for i, a in enumerate(members)]
         for members in unit
     ]
-    assert np.allclose(models.leave_one_out_cosine(torch.from_numpy(features)), expected, atol=1e-5)
+    assert np.allclose(leave_one_out_cosine(torch.from_numpy(features)), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", [models.distance_to_mean, models.leave_one_out_cosine])
-def test_rules_tell_what_lies_apart_and_survive_zeros(rule):
+@pytest.mark.parametrize("rule", [distance_to_mean, leave_one_out_cosine])
+def test_baselines_rank_what_lies_apart_first_and_survive_zeros(rule):
     features = torch.ones(2, 10, 8) + 0.01 * random_sets(2, 10, 8)
     features[0, 4] *= torch.tensor([1.0, -1] * 4)
     features[1, 9] *= torch.tensor([1.0, -1] * 4)
     assert rule(features).argmax(1).tolist() == [4, 9]
     assert rule(torch.zeros(1, 10, 8)).isfinite().all()
+
+
+def test_the_random_baseline_is_at_chance_and_always_the_same():
+    scores = BASELINES["random"](torch.zeros(20_000, 10, 1))
+    assert torch.equal(scores, BASELINES["random"](torch.ones(20_000, 10, 1)))
+    assert torch.bincount(scores.argmax(1)).div(20_000).tolist() == pytest.approx([0.1] * 10, abs=0.02)
