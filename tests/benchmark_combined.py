@@ -10,17 +10,18 @@ collected by pytest.
 """
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch.utils.data import Subset
 
-from src import records, road, training
+from src import records, road, system, training
 from src.metrics import PixelRanking
 from src.road import data
-from src.road.model import predict
+from src.road.evaluation import each_image
+from src.road.model import infer
 from src.road.scores import energy, max_logit
+from src.road.transforms import preprocess
 from tests.benchmark_outliers import anomalous
 from tests.benchmarking import run
 
@@ -31,10 +32,10 @@ COMMON = 0.1  # share of pixels above which a class is no anomaly
 
 def candidates(logits: torch.Tensor, outlier: torch.Tensor, units: dict) -> dict[str, torch.Tensor]:
     """Name -> score (1,H,W)."""
-    head, own = ((score - units[name][0]) / units[name][1]
-                 for name, score in (("outlier", outlier), ("energy", energy(logits))))  # fmt: skip
-    found = {"max_logit": max_logit(logits), "energy": own}
-    return found | {f"outlier + {weight} energy": head + weight * own for weight in WEIGHTS}
+    scores = {"outlier": outlier, "energy": energy(logits)}
+    scaled = {name: (score - units[name][0]) / units[name][1] for name, score in scores.items()}
+    sums = {f"outlier + {weight} energy": scaled["outlier"] + weight * scaled["energy"] for weight in WEIGHTS}
+    return {"max_logit": max_logit(logits), "energy": scaled["energy"]} | sums
 
 
 def auprs(items, units: dict) -> dict[str, float]:
@@ -49,8 +50,8 @@ def auprs(items, units: dict) -> dict[str, float]:
 @torch.inference_mode()
 def pasted(trained, val, count: int):
     for image, mask in anomalous(trained, val, count):
-        pixels = data.preprocess(torch.from_numpy(image).permute(2, 0, 1), trained.config.image_size)
-        logits, outlier = predict(trained.model, training.to_device(pixels[None]), mask.shape)
+        pixels = preprocess(torch.from_numpy(image).permute(2, 0, 1), trained.config.image_size)
+        logits, outlier = infer(trained.model, training.to_device(pixels[None]), mask.shape)
         truth = torch.from_numpy(mask)[None, ::2, ::2]
         yield logits[..., ::2, ::2].cpu(), outlier[..., ::2, ::2].cpu(), truth != data.IGNORE, truth == 1
 
@@ -59,22 +60,22 @@ def seen(trained, val, count: int) -> list[tuple]:
     """(logits, outlier, mask) of validation images at even distances."""
     some = Subset(val, range(0, len(val), max(1, len(val) // count)))
     with torch.inference_mode():
-        found = road.evaluation.each_image(trained.model, some, trained.config)
-        return [tuple(part[..., ::2, ::2].cpu() for part in image) for image in found]
+        images = each_image(trained.model, some, trained.config)
+        return [tuple(part[..., ::2, ::2].cpu() for part in image) for image in images]
 
 
 def left_out(images: list[tuple], classes, units: dict) -> dict[str, dict[str, float]]:
     """Class that is not common -> candidate -> pooled AUPR of its pixels by logits without it."""
     labels = torch.cat([mask[mask != data.IGNORE] for *_, mask in images]).bincount(minlength=len(classes))
-    found = {}
+    by_class = {}
     for index, entry in enumerate(classes):
         if 0 < labels[index] < COMMON * labels.sum():
             rest = [k for k in range(len(classes)) if k != index]
-            found[entry.name] = auprs(
+            by_class[entry.name] = auprs(
                 ((logits[:, rest], outlier, mask != data.IGNORE, mask == index) for logits, outlier, mask in images),
                 units,
             )
-    return found
+    return by_class
 
 
 def measure(trained, root: Path | None, count: int) -> dict:
@@ -86,26 +87,29 @@ def measure(trained, root: Path | None, count: int) -> dict:
     ratios = {}
     for name, value in of_pasted.items():
         semantic = [math.log(row[name] / row["max_logit"]) for row in by_class.values()]
-        own = {"pasted": value / of_pasted["max_logit"], "left_out": math.exp(sum(semantic) / len(semantic))}
-        ratios[name] = own | {"both": math.sqrt(own["pasted"] * own["left_out"])}
+        kinds = {"pasted": value / of_pasted["max_logit"], "left_out": math.exp(sum(semantic) / len(semantic))}
+        ratios[name] = kinds | {"both": math.sqrt(kinds["pasted"] * kinds["left_out"])}
     return {"pasted": of_pasted, "left_out": by_class, "ratios": ratios}
 
 
 def measured(options) -> tuple[dict, dict, dict]:
     """Config, data and metrics of the record."""
-    trained = road.load(options.weights, road.Config.mini())
+    trained = system.load(road, options.weights, road.Config.mini())
     data = {"dataset": trained.config.dataset, "split": "val, with artificial anomalies or a class left out"}
-    return asdict(trained.config), data, measure(trained, options.root, options.images)
+    return trained.config.plain(), data, measure(trained, options.root, options.images)
 
 
-def show(found: dict) -> None:
-    print(records.table(found["ratios"], corner="ratio to max logit"))
+def show(metrics: dict) -> None:
+    print(records.table(metrics["ratios"], corner="ratio to max logit"))
 
 
 def main() -> None:
     """Records: assets/results/road/*_combined.json."""
-    options = {"weights": {"type": Path, "required": True}, "root": {"type": Path},
-               "images": {"type": int, "default": 48}}  # fmt: skip
+    options = {
+        "weights": {"type": Path, "required": True},
+        "root": {"type": Path},
+        "images": {"type": int, "default": 48},
+    }
     run("tests.benchmark_combined", __doc__, options, measured, show, PROTOCOL)
 
 

@@ -3,14 +3,13 @@
     python -m tests.benchmark_outliers --weights FILE [--root DIR] [--images 96] [--json OUT]
 
 Anomalies: for ``mini``, new scenes of the validation town rendered with objects (another seed); else drawings of
-those objects pasted into the model's validation images. Neither is what the outlier head has learned from.
+those objects pasted into the model's validation images. Neither is what the outlier head was trained on.
 Candidates, on one frozen model: scores of its logits; Mahalanobis distance to class means and cosine distance to the
 third nearest of 10,000 training cells, for features of several depths; distance to class prototypes learned on the
 decoder's features with focal loss and an entropy regulariser; the committed outlier head. Pooled AUPR. Not collected
 by pytest.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,12 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from src import road, settings, training
+from src import road, settings, system, training
 from src.metrics import PixelRanking
 from src.road import data
-from src.road.outliers import FEATURE_LAYERS, layer_outputs
+from src.road.model import layer_outputs, stages
 from src.road.scores import SCORES
+from src.road.transforms import preprocess
 from src.synthetic.street_anomalies import ANOMALY, draw_object
 from src.synthetic.street_scenes import render_scene
 from tests.benchmarking import run
@@ -54,32 +54,32 @@ def anomalous(trained, val, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     if trained.config.dataset == "mini":
         scenes = [render_scene("val", index, seed=7, anomalous=True)[:2] for index in range(count)]
         return [(image, (mask == ANOMALY).astype(np.int64)) for image, mask in scenes]
-    found = []
+    images = []
     for index in range(0, len(val), -(-len(val) // count)):
         sample = val[index]
         image, where = paste_drawing(sample["image"].permute(1, 2, 0).numpy(), np.random.default_rng(index))
         ignored = np.where(sample["mask"][0].numpy() == data.IGNORE, data.IGNORE, 0)
-        found.append((image, np.where(where, 1, ignored)))
-    return found
+        images.append((image, np.where(where, 1, ignored)))
+    return images
 
 
 @torch.inference_mode()
 def features(trained, image: torch.Tensor) -> dict[str, torch.Tensor]:
-    """``logits``, ``decoder`` and the taps of the backbone, each (C,h,w), of an image uint8 (3,H,W)."""
+    """``logits``, ``decoder`` and the feature layers of the backbone, each (C,h,w), of an image uint8 (3,H,W)."""
     model = trained.model
-    pixels = training.to_device(data.preprocess(image, trained.config.image_size)[None])
-    found = layer_outputs(model.backbone, FEATURE_LAYERS[trained.config.backbone], pixels)
-    deepest = [*found.values()][-1]
+    pixels = training.to_device(preprocess(image, trained.config.image_size)[None])
+    layers = layer_outputs(model.backbone, stages(trained.config.backbone), pixels)
+    deepest = [*layers.values()][-1]
     decoder = nn.Sequential(*list(model.classifier)[:-1])(deepest)
     size = deepest.shape[-2:]
-    pooled = {f"tap {name}": F.adaptive_avg_pool2d(value, size)[0] for name, value in found.items()}
-    head = {"outlier head": model.outlier_head(found)} if hasattr(model, "outlier_head") else {}
+    pooled = {f"tap {name}": F.adaptive_avg_pool2d(value, size)[0] for name, value in layers.items()}
+    head = {"outlier head": model.outlier_head(layers)} if hasattr(model, "outlier_head") else {}
     return {"logits": model.classifier[-1](decoder)[0], "decoder": decoder[0], **pooled, **head}
 
 
 def training_cells(trained, train) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Features (N,C) of labelled cells of training images by name, and their classes (N,)."""
-    found, labels, generator = {}, [], torch.Generator().manual_seed(0)
+    cells, labels, generator = {}, [], torch.Generator().manual_seed(0)
     for index in tqdm(range(0, len(train), max(1, len(train) // 150)), disable=None):
         sample = train[index]
         one = features(trained, sample["image"])
@@ -90,8 +90,8 @@ def training_cells(trained, train) -> tuple[dict[str, torch.Tensor], torch.Tenso
         labels.append(mask[kept])
         for name in one:
             if name.startswith(("decoder", "tap")):
-                found.setdefault(name, []).append(one[name].flatten(1).T.cpu()[kept])
-    return {name: torch.cat(parts) for name, parts in found.items()}, torch.cat(labels)
+                cells.setdefault(name, []).append(one[name].flatten(1).T.cpu()[kept])
+    return {name: torch.cat(parts) for name, parts in cells.items()}, torch.cat(labels)
 
 
 def mahalanobis(cells: torch.Tensor, labels: torch.Tensor, classes: int):
@@ -155,27 +155,30 @@ def measure(trained, root: Path | None, count: int) -> dict:
         for name, score in maps.items():
             full = F.interpolate(score[None, None].float(), mask.shape, mode="bilinear")[0, 0]
             rankings.setdefault(name, PixelRanking()).update(full[known], torch.from_numpy(mask == 1)[known])
-    found = {name: ranking.compute()["aupr"].value for name, ranking in rankings.items()}
-    return {"candidates": found, "base_rate": rankings["max_logit"].base_rate, "images": len(images)}
+    candidates = {name: ranking.compute()["aupr"].value for name, ranking in rankings.items()}
+    return {"candidates": candidates, "base_rate": rankings["max_logit"].base_rate, "images": len(images)}
 
 
 def measured(options) -> tuple[dict, dict, dict]:
     """Config, data and metrics of the record."""
-    trained = road.load(options.weights, road.Config.mini())
+    trained = system.load(road, options.weights, road.Config.mini())
     data = {"dataset": trained.config.dataset, "split": "val, with artificial anomalies"}
-    return asdict(trained.config), data, measure(trained, options.root, options.images)
+    return trained.config.plain(), data, measure(trained, options.root, options.images)
 
 
-def show(found: dict) -> None:
-    for name, value in sorted(found["candidates"].items(), key=lambda entry: -entry[1]):
+def show(metrics: dict) -> None:
+    for name, value in sorted(metrics["candidates"].items(), key=lambda entry: -entry[1]):
         print(f"{name:32s} {value:.4f}")
-    print(f"base rate {found['base_rate']:.4f}, {found['images']} images")
+    print(f"base rate {metrics['base_rate']:.4f}, {metrics['images']} images")
 
 
 def main() -> None:
     """Records: assets/results/road/*_selection.json."""
-    options = {"weights": {"type": Path, "required": True}, "root": {"type": Path},
-               "images": {"type": int, "default": 96}}  # fmt: skip
+    options = {
+        "weights": {"type": Path, "required": True},
+        "root": {"type": Path},
+        "images": {"type": int, "default": 96},
+    }
     run("tests.benchmark_outliers", __doc__, options, measured, show, PROTOCOL)
 
 

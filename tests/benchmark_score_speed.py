@@ -10,13 +10,12 @@ image's size), ``sml`` (standardized, suppressed, smoothed), ``outlier`` (the he
 
 import statistics
 import time
-from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
 
-from src import road, settings
-from src.road.outliers import layer_outputs
+from src import road, settings, system
+from src.road.model import layer_outputs
 from src.road.scores import ClassStatistics, combined, sml
 from tests.benchmarking import run
 
@@ -52,10 +51,10 @@ def measure(model, size: tuple[int, int], repeat: int) -> dict[str, float]:
         rest, logits = timed(lambda: enlarge(model.classifier([*features.values()][-1])))  # noqa: B023
         calibration = ClassStatistics(logits.shape[1])
         calibration.update(logits)
-        found = calibration.compute()
-        standardized, _ = timed(lambda: sml(logits, found))  # noqa: B023
-        outlier, said = timed(lambda: enlarge(head(features)[:, None])[:, 0])  # noqa: B023
-        adding, _ = timed(lambda: combined(logits, said, UNITS))  # noqa: B023
+        class_statistics = calibration.compute()
+        standardized, _ = timed(lambda: sml(logits, class_statistics))  # noqa: B023
+        outlier, outlier_score = timed(lambda: enlarge(head(features)[:, None])[:, 0])  # noqa: B023
+        adding, _ = timed(lambda: combined(logits, outlier_score, UNITS))  # noqa: B023
         rows.append((deep + rest, standardized, outlier, outlier + adding))
     forward, standardized, outlier, together = (statistics.median(column) for column in zip(*rows[1:], strict=True))
     return {
@@ -71,16 +70,17 @@ def measure(model, size: tuple[int, int], repeat: int) -> dict[str, float]:
 
 def measured(options) -> tuple[dict, dict, dict]:
     """Config, data and metrics of the record."""
-    full, real = road.Config.full(), road.load(road.weights_path(road.Config.real()), road.Config.real())
-    found = {
+    full, real_config = road.Config.full(), road.Config.real()
+    real = system.load(road, system.weights_path(road, real_config), real_config)
+    metrics = {
         "full": measure(road.build_model(full), SIZE, options.repeat),
         "real": measure(real.model, (540, 960), options.repeat),
     }
-    return asdict(full), {"image": "random numbers"}, found
+    return full.plain(), {"image": "random numbers"}, metrics
 
 
-def show(found: dict) -> None:
-    for name, row in found.items():
+def show(metrics: dict) -> None:
+    for name, row in metrics.items():
         print(name, {key: round(value, 4) for key, value in row.items()})
 
 

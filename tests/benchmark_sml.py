@@ -9,19 +9,17 @@ pixels predicted as a class, the share above the threshold that 95 % of normal v
 anomalous pixels, the share predicted as it. Not collected by pytest.
 """
 
-import importlib
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
 import torch
 
-from src import records, road
+from src import records, road, system
 from src.metrics import PixelRanking
 from src.road import data
-from src.road.scores import max_logit, score_maps, sml
+from src.road.evaluation import calibrated_maps, each_image, score_names
+from src.road.scores import max_logit, sml
 from tests.benchmarking import run
-
 
 PROTOCOL = (
     "variants: pooled AUPR over all labelled pixels, anomalies against the rest. classes: of the normal pixels "
@@ -33,32 +31,29 @@ ALARMS = ("max_logit", "sml", "outlier", "combined")
 
 def variants(logits: torch.Tensor, calibration: dict) -> dict[str, torch.Tensor]:
     """Name -> score (1,H,W)."""
-    found = {"max_logit": max_logit(logits)}
-    mean = calibration["statistics"]["train"]["mean"].to(logits.device)
-    found["class_mean"] = -mean[logits.max(1).indices]
+    train = calibration["statistics"]["train"]
+    maps = {"max_logit": max_logit(logits), "class_mean": -train["mean"].to(logits.device)[logits.max(1).indices]}
     for split, suppress, smooth in product(("train", "val"), (False, True), (False, True)):
         steps = "+".join(name for name, on in (("suppress", suppress), ("smooth", smooth)) if on) or "raw"
         statistics = calibration["statistics"][split]
-        found[f"{split} {steps}"] = sml(logits, statistics, suppress=suppress, smooth=smooth)
-    unscaled = calibration["statistics"]["train"]
-    found["train suppress+smooth, published radii"] = sml(logits, unscaled, scale=False)
-    return found
+        maps[f"{split} {steps}"] = sml(logits, statistics, suppress=suppress, smooth=smooth)
+    maps["train suppress+smooth, published radii"] = sml(logits, train, scale=False)
+    return maps
 
 
 def measure(trained, samples) -> dict:
     """The record's ``variants`` (where there are anomalies) and ``classes``."""
     classes = [entry.name for entry in data.dataset_class(trained.config.dataset).classes]
-    names = [name for name in evaluation.score_names(trained.model) if name in ALARMS]
+    names = [name for name in score_names(trained.model) if name in ALARMS]
     thresholds, rankings = trained.calibration["thresholds"], {}
     normal, alarms = torch.zeros(len(classes)), {name: torch.zeros(len(classes)) for name in names}
     anomalous = torch.zeros(len(classes))
-    for logits, outlier, mask in evaluation.each_image(trained.model, samples, trained.config):
+    for logits, outlier, mask in each_image(trained.model, samples, trained.config):
         known, anomaly = mask != data.IGNORE, mask == (samples.anomaly if samples.anomaly is not None else -1)
         predicted, good = logits.max(1).indices, known & ~anomaly
         normal += predicted[good].bincount(minlength=len(classes)).cpu()
         anomalous += predicted[anomaly].bincount(minlength=len(classes)).cpu()
-        maps = score_maps(logits, trained.calibration["statistics"]["train"], names, outlier,
-                          trained.calibration["units"])  # fmt: skip
+        maps = calibrated_maps(logits, outlier, trained.calibration, names)
         for name in names:
             called = good & (maps[name] >= thresholds[name])
             alarms[name] += predicted[called].bincount(minlength=len(classes)).cpu()
@@ -74,34 +69,37 @@ def measure(trained, samples) -> dict:
         for i, entry in enumerate(classes)
     }
     overall = {name: float(alarms[name].sum() / normal.sum()) for name in names}
-    found = {"false_alarms": overall, "classes": rows}
+    metrics = {"false_alarms": overall, "classes": rows}
     if any(ranking.positives for ranking in rankings.values()):
-        found["variants"] = {name: ranking.compute()["aupr"].value for name, ranking in rankings.items()}
-        found["base_rate"] = rankings["max_logit"].base_rate
-    return found
+        metrics["variants"] = {name: ranking.compute()["aupr"].value for name, ranking in rankings.items()}
+        metrics["base_rate"] = rankings["max_logit"].base_rate
+    return metrics
 
 
 def measured(options) -> tuple[dict, dict, dict]:
     """Config, data and metrics of the record."""
-    trained = road.load(options.weights, road.Config.mini())
-    options.dataset = name = options.dataset or trained.config.dataset
-    root = options.root or road.default_root(name)
-    samples = data.dataset_class(name)(root, options.split)
+    trained = system.load(road, options.weights, road.Config.mini())
+    options.dataset = options.dataset or trained.config.dataset
+    samples = data.open_split(options.dataset, options.root, options.split)
     with torch.inference_mode():
-        found = measure(trained, samples)
-    described = {"dataset": name, "split": options.split, **records.fingerprint(data.paths(samples), root)}
-    return asdict(trained.config), described, found
+        metrics = measure(trained, samples)
+    files = records.fingerprint(data.paths(samples), samples.root)
+    return trained.config.plain(), {"dataset": options.dataset, "split": options.split, **files}, metrics
 
 
-def show(found: dict) -> None:
+def show(metrics: dict) -> None:
     for part in ("variants", "false_alarms"):
-        print(part, {key: round(value, 4) for key, value in found.get(part, {}).items()})
+        print(part, {key: round(value, 4) for key, value in metrics.get(part, {}).items()})
 
 
 def main() -> None:
     """Records: assets/results/road/*_sml.json."""
-    options = {"weights": {"type": Path, "required": True}, "dataset": {"help": "default: the model's own"},
-               "root": {"type": Path}, "split": {"default": "test"}}  # fmt: skip
+    options = {
+        "weights": {"type": Path, "required": True},
+        "dataset": {"help": "default: the model's own"},
+        "root": {"type": Path},
+        "split": {"default": "test"},
+    }
     run("tests.benchmark_sml", __doc__, options, measured, show, PROTOCOL)
 
 

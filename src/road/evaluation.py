@@ -30,7 +30,7 @@ from src.metrics import (
 from src.road.config import Config
 from src.road.data import IGNORE, RoadDataset, known_only, open_compatible, paths
 from src.road.model import infer
-from src.road.scores import SCORES, ClassStatistics, score_maps
+from src.road.scores import SCORES, ClassStatistics, Logits, score_maps
 from src.road.transforms import evaluation_loader
 
 SCORE_NAMES = (*SCORES, "sml_raw", "sml", "outlier", "combined")
@@ -98,6 +98,7 @@ def _moments(model: nn.Module, dataset: RoadDataset, config: Config) -> tuple[di
     classes = ClassStatistics(len(dataset.classes))
     parts = {name: ClassStatistics(1) for name in ("outlier", "energy") if has_head(model)}
     for logits, outlier, mask in each_image(model, dataset, config):
+        logits = Logits(logits)
         classes.update(logits)
         for name, score in score_maps(logits, None, parts, outlier).items():
             parts[name].update(score[mask != IGNORE][None, None])  # as logits of one class
@@ -106,7 +107,7 @@ def _moments(model: nn.Module, dataset: RoadDataset, config: Config) -> tuple[di
 
 
 def calibrated_maps(
-    logits: Tensor, outlier: Tensor | None, calibration: dict | None, names: Iterable[str]
+    logits: Tensor | Logits, outlier: Tensor | None, calibration: dict | None, names: Iterable[str]
 ) -> dict[str, Tensor]:
     """``score_maps`` with what they need of a model's calibration, if it has one."""
     if not calibration:
@@ -151,8 +152,9 @@ def evaluate_split(trained: system.Trained, dataset: RoadDataset) -> Evaluation:
     meters = {name: _ScoreMeter(thresholds.get(name)) for name in names}
     matrices = []
     for logits, outlier, mask in each_image(trained.model, dataset, trained.config):
+        logits = Logits(logits)
         if dataset.classes:
-            matrices.append(confusion(logits.max(1).indices, mask, dataset).matrix)
+            matrices.append(confusion(logits.prediction, mask, dataset).matrix)
         if meters:
             _update(meters, calibrated_maps(logits, outlier, calibration, names), mask, dataset)
     metrics = {"images": len(dataset)}
@@ -227,11 +229,11 @@ def confusion(prediction: Tensor, mask: Tensor, dataset: RoadDataset) -> Confusi
 
 
 def _update(meters: dict[str, _ScoreMeter], maps: dict[str, Tensor], mask: Tensor, dataset: RoadDataset) -> None:
-    labelled = mask != IGNORE
-    optional = torch.isin(mask, torch.tensor(dataset.optional, device=mask.device))[labelled]
-    anomaly = (mask == dataset.anomaly)[labelled]
+    labelled = (mask != IGNORE).flatten().nonzero()[:, 0]
+    labels = mask.flatten()[labelled]
+    optional = torch.isin(labels, torch.tensor(dataset.optional, device=mask.device))
     for name, meter in meters.items():
-        meter.update(maps[name][labelled], anomaly, optional)
+        meter.update(maps[name].flatten()[labelled], labels == dataset.anomaly, optional)
 
 
 def _segmentation_metrics(matrices: np.ndarray, dataset: RoadDataset) -> dict[str, Any]:

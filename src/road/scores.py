@@ -10,7 +10,7 @@ and dilated smoothing, Jung et al., ICCV 2021 (arXiv:2107.11264).
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -24,73 +24,105 @@ REFERENCE_HEIGHT = 1024
 ENERGY_WEIGHT = 2.0
 
 
-def _relative_exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits minus their maximum, and exp() of that with 0 for the maximum's 1, which drowns the rest."""
-    logits = logits.float()
-    maximum, prediction = logits.max(dim=1, keepdim=True)
-    shifted = logits - maximum
-    return shifted, shifted.exp().scatter_(1, prediction, 0.0)
+# ------------------------------------------------------------------------------------- simple scores
+class Logits:
+    """Logits (B, C, H, W) in float32, with what several scores are made of; each part is computed once."""
+
+    def __init__(self, values: Tensor):
+        self.values = values.detach().float()
+
+    @classmethod
+    def of(cls, logits: "Tensor | Logits") -> "Logits":
+        return logits if isinstance(logits, cls) else cls(logits)
+
+    @cached_property
+    def _largest(self) -> tuple[Tensor, Tensor]:
+        return self.values.max(dim=1)
+
+    @property
+    def maximum(self) -> Tensor:
+        """The largest logit of each pixel, (B, H, W)."""
+        return self._largest[0]
+
+    @property
+    def prediction(self) -> Tensor:
+        """Its class, int64 (B, H, W)."""
+        return self._largest[1]
+
+    @cached_property
+    def shifted(self) -> Tensor:
+        """Logits minus their maximum, (B, C, H, W)."""
+        return self.values - self.maximum[:, None]
+
+    @cached_property
+    def exponentials(self) -> Tensor:
+        """exp() of the shifted logits with 0 for the maximum's 1, which drowns the rest; (B, C, H, W)."""
+        return self.shifted.exp().scatter_(1, self.prediction[:, None], 0.0)
+
+    @cached_property
+    def others(self) -> Tensor:
+        """Sum of ``exponentials`` over the classes, (B, H, W)."""
+        return self.exponentials.sum(dim=1)
 
 
-def msp(logits: Tensor) -> Tensor:
+def msp(logits: Tensor | Logits) -> Tensor:
     """One minus the maximum softmax probability, summed from the others to be exact near 0; (B, H, W)."""
-    others = _relative_exponentials(logits)[1].sum(dim=1)
+    others = Logits.of(logits).others
     return others / (1 + others)
 
 
-def max_logit(logits: Tensor) -> Tensor:
+def max_logit(logits: Tensor | Logits) -> Tensor:
     """Minus the largest logit; (B, C, H, W) -> (B, H, W)."""
-    return -logits.float().amax(dim=1)
+    return -Logits.of(logits).maximum
 
 
-def entropy(logits: Tensor) -> Tensor:
+def entropy(logits: Tensor | Logits) -> Tensor:
     """Entropy of the softmax in nats, in [0, ln C]; (B, C, H, W) -> (B, H, W)."""
-    shifted, exponentials = _relative_exponentials(logits)
-    others = exponentials.sum(dim=1)
-    return others.log1p() - (exponentials * shifted).sum(dim=1) / (1 + others)
+    logits = Logits.of(logits)
+    return logits.others.log1p() - (logits.exponentials * logits.shifted).sum(dim=1) / (1 + logits.others)
 
 
-def energy(logits: Tensor) -> Tensor:
+def energy(logits: Tensor | Logits) -> Tensor:
     """Free energy at temperature 1, -ln(sum(exp(logits))); (B, C, H, W) -> (B, H, W)."""
-    return -logits.float().logsumexp(dim=1)
+    logits = Logits.of(logits)
+    return -(logits.maximum + logits.others.log1p())
 
 
-def combined(logits: Tensor, outlier: Tensor, units: Mapping[str, Sequence[float]]) -> Tensor:
-    """What the outlier head says + ``ENERGY_WEIGHT`` x energy, each in standard deviations; (B, H, W).
+def combined(logits: Tensor | Logits, outlier: Tensor, units: Mapping[str, Sequence[float]]) -> Tensor:
+    """The outlier head's score + ``ENERGY_WEIGHT`` x energy, each in standard deviations; (B, H, W).
 
-    The head finds what looks like nothing it has seen, energy what resembles no known class. ``units``: mean and
-    standard deviation of "outlier" and "energy" over normal validation pixels.
+    The head finds texture and colour that no training image has, energy what resembles no known class. ``units``: mean
+    and standard deviation of "outlier" and "energy" over normal validation pixels.
     """
-    found = {"outlier": outlier, "energy": energy(logits)}
-    scaled = {name: (found[name] - mean) / std for name, (mean, std) in units.items()}
-    return scaled["outlier"] + ENERGY_WEIGHT * scaled["energy"]
+    (outlier_mean, outlier_std), (energy_mean, energy_std) = units["outlier"], units["energy"]
+    scaled_energy = (energy(logits) - energy_mean) / energy_std
+    return (outlier - outlier_mean) / outlier_std + ENERGY_WEIGHT * scaled_energy
 
 
 SCORES = {"msp": msp, "max_logit": max_logit, "entropy": entropy, "energy": energy}
 
 
+# ------------------------------------------------------------------------- standardized max logits (SML)
 class ClassStatistics:
     """Mean and standard deviation of the max logit per *predicted* class, streamed in float64.
 
-    For the training images' full-resolution logits. Combines parts as Chan, Golub & LeVeque (1983) do.
+    For the training images' full-resolution logits.
     """
 
     def __init__(self, num_classes: int):
         self.num_classes = num_classes
-        self._moments = torch.zeros(3, num_classes, dtype=torch.float64)  # count, mean, squared deviations
+        self._sums = torch.zeros(3, num_classes, dtype=torch.float64)  # of 1, the max logit and its square
 
-    def update(self, logits: Tensor) -> None:
+    def update(self, logits: Tensor | Logits) -> None:
         """Add every pixel of logits (B, C, H, W). Raises ValueError if C is not `num_classes`."""
-        if logits.shape[1] != self.num_classes:
-            raise ValueError(f"logits have {logits.shape[1]} classes, the statistics {self.num_classes}")
-        maximum, prediction = logits.detach().float().max(dim=1)
-        values, prediction = maximum.flatten().double(), prediction.flatten()
+        logits = Logits.of(logits)
+        if logits.values.shape[1] != self.num_classes:
+            raise ValueError(f"logits have {logits.values.shape[1]} classes, the statistics {self.num_classes}")
+        maximum = logits.maximum.flatten().double()
+        powers = torch.stack((torch.ones_like(maximum), maximum, maximum.square()))
         # index_add, unlike bincount, also runs on CUDA under torch.use_deterministic_algorithms.
-        zeros = values.new_zeros(self.num_classes)
-        count = zeros.index_add(0, prediction, torch.ones_like(values))
-        mean = zeros.index_add(0, prediction, values) / count.clamp(min=1)
-        deviations = zeros.index_add(0, prediction, (values - mean[prediction]).square())
-        self._absorb(torch.stack((count, mean, deviations)).cpu())
+        sums = powers.new_zeros(3, self.num_classes).index_add(1, logits.prediction.flatten(), powers)
+        self._sums += sums.cpu()
 
     def compute(self) -> dict[str, Tensor]:
         """`mean` and `std` (float32) and `count` (int64), each (C,) on the CPU, ready for a checkpoint.
@@ -99,42 +131,32 @@ class ClassStatistics:
         rounding, takes the mean and (population) std over the pixels of all classes; `count` stays its own.
         Raises ValueError if no pixel was seen, all max logits are equal, or one is not finite.
         """
-        count, mean, deviations = self._moments
-        std = (deviations / count.clamp(min=1)).sqrt()
-        total = count.sum()
-        pooled_mean = (count * mean).sum() / total
-        pooled_std = ((deviations + count * (mean - pooled_mean).square()).sum() / total).sqrt()
-        rounding = torch.finfo(torch.float32).eps
+        mean, std = _mean_and_std(self._sums)
+        pooled_mean, pooled_std = _mean_and_std(self._sums.sum(1))
+        count, rounding = self._sums[0], torch.finfo(torch.float32).eps
         if not pooled_std > rounding * pooled_mean.abs():  # NaN, from no or non-finite logits, is caught too
-            raise ValueError(f"no finite spread in {int(total)} pixels: update() with training images first")
+            raise ValueError(f"no finite spread in {int(count.sum())} pixels: update() with training images first")
         unusable = (count < MIN_PIXELS) | (std <= rounding * mean.abs())
         mean, std = torch.where(unusable, pooled_mean, mean), torch.where(unusable, pooled_std, std)
         return {"mean": mean.float(), "std": std.float(), "count": count.long()}
 
-    def _absorb(self, moments: Tensor) -> None:
-        count, mean, deviations = self._moments
-        new_count, new_mean, new_deviations = moments
-        total = count + new_count
-        share = new_count / total.clamp(min=1)
-        delta = new_mean - mean
-        combined = deviations + new_deviations + delta.square() * count * share
-        self._moments = torch.stack((total, mean + delta * share, combined))
+
+def _mean_and_std(sums: Tensor) -> tuple[Tensor, Tensor]:
+    count, total, squares = sums
+    mean = total / count
+    return mean, (squares / count - mean.square()).clamp(min=0).sqrt()
 
 
-def _standardize(logits: Tensor, statistics: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    mean, std = (statistics[key].to(logits.device, torch.float32) for key in ("mean", "std"))
-    if len(mean) != logits.shape[1]:
-        raise ValueError(f"statistics of {len(mean)} classes, logits of {logits.shape[1]}: not one model's")
-    maximum, prediction = logits.float().max(dim=1)
-    return (mean[prediction] - maximum) / std[prediction], prediction
-
-
-def standardized_max_logits(logits: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+def standardized_max_logits(logits: Tensor | Logits, statistics: Mapping[str, Tensor]) -> Tensor:
     """Minus the max logit standardized for the predicted class c, -(max - mean_c) / std_c; (B, H, W).
 
     `statistics` is what `ClassStatistics.compute` returned. Raises ValueError if its classes are not C.
     """
-    return _standardize(logits, statistics)[0]
+    logits = Logits.of(logits)
+    mean, std = (statistics[key].to(logits.values.device, torch.float32) for key in ("mean", "std"))
+    if len(mean) != logits.values.shape[1]:
+        raise ValueError(f"statistics of {len(mean)} classes, logits of {logits.values.shape[1]}: not one model's")
+    return (mean[logits.prediction] - logits.maximum) / std[logits.prediction]
 
 
 def _fold3(x: Tensor, dim: int, operation: Callable[..., Tensor]) -> Tensor:
@@ -217,7 +239,7 @@ def scaled_dilation(height: int) -> int:
 
 
 def sml(
-    logits: Tensor,
+    logits: Tensor | Logits,
     statistics: Mapping[str, Tensor],
     *,
     suppress: bool = True,
@@ -228,15 +250,17 @@ def sml(
 
     Radii and dilation are those for H rows; without `scale` the published (3, 2, 1, 0) and 6.
     """
-    score, prediction = _standardize(logits, statistics)
+    logits = Logits.of(logits)
+    score = standardized_max_logits(logits, statistics)
     height = score.shape[-2] if scale else REFERENCE_HEIGHT
     if suppress:
-        score = suppress_boundaries(score, prediction, scaled_radii(height))
+        score = suppress_boundaries(score, logits.prediction, scaled_radii(height))
     return dilated_smoothing(score, dilation=scaled_dilation(height)) if smooth else score
 
 
+# ---------------------------------------------------------------------------------------- all by name
 def score_maps(
-    logits: Tensor,
+    logits: Tensor | Logits,
     statistics: Mapping[str, Tensor] | None = None,
     names: Iterable[str] = tuple(SCORES),
     outlier: Tensor | None = None,
@@ -245,24 +269,29 @@ def score_maps(
     """Scores by name, each (B, H, W): those of `SCORES`, "sml_raw" (standardized only), "sml" (in full), "outlier" and
     "combined".
 
-    `outlier` is what `outliers.OutlierHead` said, (B, H, W), passed through. Raises ValueError for an unknown name, for
-    SML without `statistics`, for the last two without `outlier` and for "combined" without `units`.
+    `outlier` is the output of a model's outlier head, (B, H, W), passed through. Raises ValueError for an unknown name,
+    for SML without `statistics`, for the last two without `outlier` and for "combined" without `units`.
     """
-    known = SCORES | {
-        "outlier": lambda _: outlier,
-        "combined": partial(combined, outlier=outlier, units=units),
-        "sml_raw": partial(standardized_max_logits, statistics=statistics),
-        "sml": partial(sml, statistics=statistics),
-    }
-    maps = {}
+    logits, maps = Logits.of(logits), {}
     for name in names:
-        if name not in known:
-            raise ValueError(f"unknown score {name!r}: choose from {list(known)}")
         if name in ("outlier", "combined") and outlier is None:
             raise ValueError(f"{name!r} needs a model with an outlier head: train with outlier_epochs above 0")
         if name == "combined" and units is None:
             raise ValueError("'combined' needs the units of a model's calibration")
-        if name.startswith("sml") and statistics is None:
+        if name in ("sml_raw", "sml") and statistics is None:
             raise ValueError(f"{name!r} needs class statistics: pass ClassStatistics.compute()'s result")
-        maps[name] = known[name](logits)
+        if name in SCORES:
+            maps[name] = SCORES[name](logits)
+        elif name == "outlier":
+            maps[name] = outlier
+        elif name == "combined":
+            maps[name] = combined(logits, outlier, units)
+        elif name == "sml_raw":
+            maps[name] = standardized_max_logits(logits, statistics)
+        elif name == "sml":
+            maps[name] = sml(logits, statistics)
+        else:
+            raise ValueError(
+                f"unknown score {name!r}: choose from {[*SCORES, 'sml_raw', 'sml', 'outlier', 'combined']}"
+            )
     return maps
