@@ -71,7 +71,7 @@ def energy_weights(records: Mapping[str, Mapping]) -> Rows:
 
 
 def false_alarms(records: Mapping[str, Mapping], scores: Sequence[str]) -> Rows:
-    """Share of normal pixels above the threshold: all of them, then by predicted class, the last record's largest first.
+    """Share of normal pixels above the threshold: of all, then by predicted class, the last record's largest first.
 
     ``records``: place -> record of the SML study; the last one's classes also get their share of its normal pixels.
     """
@@ -91,7 +91,7 @@ def false_alarms(records: Mapping[str, Mapping], scores: Sequence[str]) -> Rows:
 def anomalies_predicted_as(
     predictions: Sequence[Prediction], dataset: RoadDataset, statistics: Mapping[str, Tensor]
 ) -> Rows:
-    """Predicted class -> per cent of the anomalous pixels, largest first, and the class's mean max logit in training."""
+    """Predicted class -> per cent of the anomalous pixels, largest first, and its mean max logit in training."""
     predicted = np.concatenate([p.classes[p.mask == dataset.anomaly] for p in predictions])
     shares = np.bincount(predicted, minlength=len(dataset.classes)) / len(predicted)
     return {
