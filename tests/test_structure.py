@@ -20,6 +20,7 @@ SHARED = {
     "backbones",
     "training",
     "checkpoints",
+    "files",
     "metrics",
     "plots",
     "records",
