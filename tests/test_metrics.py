@@ -16,6 +16,7 @@ from src.metrics import (
     RegionOverlap,
     bootstrap,
     mean_interval,
+    pixel_ranking,
     ranking,
 )
 
@@ -83,8 +84,8 @@ def assert_bounded(result: dict[str, Bounded], truth: dict[str, float], largest:
 @pytest.fixture
 def coarse_bins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight bins a doubling of the score."""
-    monkeypatch.setattr(metrics, "BITS", 12)
-    monkeypatch.setattr(metrics, "_BINS", 8)
+    monkeypatch.setattr(pixel_ranking, "BITS", 12)
+    monkeypatch.setattr(pixel_ranking, "_BINS", 8)
 
 
 @pytest.mark.parametrize("rank", [ranking, lambda *pixels: streamed(*map(np.asarray, pixels)).compute()])
@@ -131,7 +132,7 @@ def test_bound_is_reached_by_the_best_and_worst_orders():
     labels = np.array([0, 1, 1, 0, 0, 0], bool)
     reached = {name: [] for name in NAMES}
     for offsets in ([7, 7, 0, 1, 2], [0, 1, 7, 6, 5]):  # positives first, last
-        scores = (base + np.array([1 << 32 - metrics.BITS, *offsets], np.int32)).view(np.float32)
+        scores = (base + np.array([1 << 32 - pixel_ranking.BITS, *offsets], np.int32)).view(np.float32)
         result, truth = streamed(scores, labels).compute(), reference(scores, labels)
         assert_bounded(result, truth)
         for name in NAMES:
@@ -176,7 +177,7 @@ def test_merging_shards_equals_one_pass_in_any_order(kind):
 def test_chunks_and_slices_do_not_matter(monkeypatch):
     scores, labels = draw("cauchy")
     expected = streamed(scores, labels, 4000).compute()
-    monkeypatch.setattr(metrics, "_SLICE", 64)
+    monkeypatch.setattr(pixel_ranking, "_SLICE", 64)
     for chunk in (77, 4000):
         assert streamed(scores, labels, chunk).compute() == expected
 
@@ -193,7 +194,7 @@ def test_counts_beyond_32_bits_do_not_overflow():
 
 def test_counts_are_widened_while_pixels_are_added(monkeypatch):
     scores, labels = draw("tied")
-    monkeypatch.setattr(metrics, "_LARGEST_COUNT", 1500)
+    monkeypatch.setattr(pixel_ranking, "_LARGEST_COUNT", 1500)
     stream = streamed(scores, labels, 1000)
     assert stream._counts.dtype == torch.int64
     assert_close(stream.compute(), reference(scores, labels))
@@ -274,7 +275,7 @@ def test_base_rate_and_quantiles_of_the_negatives(kind):
     assert np.isnan(PixelRanking().base_rate)
     for q in (0, 0.3, 0.95, 1):
         smallest = np.quantile(scores[~labels], q, method="inverted_cdf")
-        assert smallest <= stream.quantile(q) <= smallest + np.abs(smallest) * 2.0 ** (9 - metrics.BITS) + 1e-42
+        assert smallest <= stream.quantile(q) <= smallest + np.abs(smallest) * 2.0 ** (9 - pixel_ranking.BITS) + 1e-42
     with pytest.raises(ValueError, match=r"quantile\(1.5\) of 3600"):
         stream.quantile(1.5)
 
@@ -408,7 +409,7 @@ def test_region_overlap_bound_is_reached_by_the_best_and_worst_orders():
     for max_fpr in (0.2, 0.5, 1):
         distances = []
         for offsets in ([0, 1, 7, 6], [7, 6, 0, 1]):
-            scores = (base + np.array([[1 << 32 - metrics.BITS, *offsets]], np.int32)).view(np.float32)
+            scores = (base + np.array([[1 << 32 - pixel_ranking.BITS, *offsets]], np.int32)).view(np.float32)
             value, error = covered([(scores, mask)]).compute(max_fpr)
             distances.append(abs(area(*reference_curve([(scores, mask)]), max_fpr) - value))
         assert max(distances) == pytest.approx(error)

@@ -1,7 +1,4 @@
-"""How well a segmentation fits, how well a score ranks anomalous pixels, and how sure these numbers are.
-
-Everything here is a sufficient statistic: updated image by image, merged over shards or ranks, and turned into
-numbers once, over the whole split; nothing is a mean of batch means.
+"""How well a score ranks anomalous pixels, in one pass and constant memory.
 
 A ranking counts pixels in the bins of a fixed histogram. A bin is the upper `BITS` bits of a float32, read as an
 integer that sorts like the float: 32768 bins a doubling of the score, small or large. So scores are never squashed,
@@ -13,16 +10,15 @@ Histograms are torch tensors on the device of the first scores. Only the CPU has
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from scipy import ndimage
-from torch import Tensor, distributed
+from torch import Tensor
+
+from src.metrics.distributed import from_every_rank
 
 BITS = 24  # of a float32, the highest: what tells the bins of a ranking apart
-IMAGE_BITS = 16  # and those of an image's histogram
 RECALL = 95  # per cent of the anomalous pixels detected where FPR95 is read
 _SLICE = 1 << 18  # pixels turned into bins at a time
 _MANTISSA = 23  # bits of a float32; sign and exponent above them make an octave
@@ -30,78 +26,8 @@ _OCTAVES = 1 << 32 - _MANTISSA
 _BINS = 1 << BITS - 32 + _MANTISSA  # of an octave
 _LARGEST_COUNT = torch.iinfo(torch.int32).max  # counts get 64 bits before they exceed it
 _LARGEST_KEY = 0x7F7FFFFF  # magnitude bits of the largest finite float32
-_EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 
 
-# --------------------------------------------------------------------------------- segmentation
-def class_iou(matrix: np.ndarray) -> np.ndarray:
-    """IoU of every class, float64 (K,), from a confusion matrix (K, K) whose rows are the truth.
-
-    NaN for a class that the truth does not hold, even if predicted: the split cannot measure it. The pixels
-    wrongly given to it still count, as misses of their true classes.
-    """
-    matrix = np.asarray(matrix, dtype=np.float64)
-    truth, hits = matrix.sum(axis=1), np.diagonal(matrix)
-    union = truth + matrix.sum(axis=0) - hits
-    return np.divide(hits, union, out=np.full(len(matrix), np.nan), where=truth > 0)
-
-
-def mean_iou(matrix: np.ndarray) -> float:
-    """Mean of `class_iou` over the classes that the truth holds; NaN if it holds none."""
-    return float(np.nanmean(class_iou(matrix))) if np.any(matrix) else float("nan")
-
-
-class ConfusionMatrix:
-    """Pixel counts over a whole split; `matrix` is int64 (K, K), rows = truth, columns = prediction."""
-
-    def __init__(self, num_classes: int, ignore: int = 255) -> None:
-        self.num_classes, self.ignore = num_classes, ignore
-        self.matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
-
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Count the pixels of int64 `prediction` and `target`, of one shape, whose target is not `ignore`.
-
-        Raises ValueError if the shapes differ or a counted pixel holds anything but 0..num_classes-1.
-        """
-        if prediction.shape != target.shape:
-            raise ValueError(f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ")
-        counted = target != self.ignore
-        truth, guess = target[counted], prediction[counted]
-        for name, labels in (("target", truth), ("prediction", guess)):
-            wrong = labels[(labels < 0) | (labels >= self.num_classes)]
-            if len(wrong):
-                known = f"classes are 0..{self.num_classes - 1}, only a target {self.ignore} is ignored"
-                raise ValueError(f"{name} holds the label {wrong[0].item()}: {known}; remap the labels first")
-        pairs = (truth.long() * self.num_classes + guess).cpu().numpy()
-        self.matrix += np.bincount(pairs, minlength=self.num_classes**2).reshape(self.matrix.shape)
-
-    def merge(self, other: ConfusionMatrix) -> None:
-        """Add the counts of another shard."""
-        self.matrix += other.matrix
-
-    def all_reduce(self) -> None:
-        """Sum over all ranks, once, at the end; without a process group there is nothing to do."""
-        self.matrix = sum(_from_every_rank(self.matrix))
-
-    def compute(self) -> dict[str, Any]:
-        """`miou` and `pixel_accuracy`, fractions, and `iou`, a list of K; `class_iou` explains the NaNs."""
-        total, iou = int(self.matrix.sum()), class_iou(self.matrix).tolist()
-        accuracy = float(np.trace(self.matrix)) / total if total else float("nan")
-        return {"miou": mean_iou(self.matrix), "pixel_accuracy": accuracy, "iou": iou}
-
-
-def _from_every_rank(state: Any) -> Iterator[Any]:
-    """Yield each rank's `state` in rank order, one in memory at a time; just ours without a process group."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        yield state
-        return
-    for source in range(distributed.get_world_size()):
-        box = [state if distributed.get_rank() == source else None]
-        distributed.broadcast_object_list(box, src=source)
-        yield box[0]
-
-
-# -------------------------------------------------------------------------------------- ranking
 class Bounded(NamedTuple):
     """A number and a certified bound on |value - exact value| (beyond float64 rounding, about 1e-15)."""
 
@@ -113,7 +39,7 @@ class Bounded(NamedTuple):
         return cls(float(value), float(max(high - value, value - low)))
 
 
-class _Steps(NamedTuple):
+class Steps(NamedTuple):
     """All the metrics need: the scores (or bins) that hold positives, by ascending score, (steps,)."""
 
     positives: np.ndarray  # number of them, or their weight
@@ -122,7 +48,7 @@ class _Steps(NamedTuple):
     total_negatives: int
 
     @classmethod
-    def of(cls, negatives: np.ndarray, positives: np.ndarray) -> _Steps:
+    def of(cls, negatives: np.ndarray, positives: np.ndarray) -> Steps:
         """From the counts of every bin, (bins,), by ascending score."""
         upto = np.cumsum(negatives, dtype=np.int64)
         held = np.flatnonzero(positives)
@@ -130,7 +56,7 @@ class _Steps(NamedTuple):
         return cls(positives[held], upto[held] - negatives[held].astype(np.int64), upto[held], total)
 
 
-def _metrics(steps: _Steps, exact: bool = False) -> dict[str, Bounded]:
+def _metrics(steps: Steps, exact: bool = False) -> dict[str, Bounded]:
     """AUPR, AUROC, FPR95 and best F1 as scikit-learn has them: the pixels of one step tie.
 
     Unless the steps are `exact`, single scores, the bounds hold for every order of the pixels inside a step. The best
@@ -169,20 +95,20 @@ def metric_from_counts(name: str, counts: np.ndarray) -> float:
 
     Columns are (negatives, positives).
     """
-    return _metrics(_Steps.of(*counts.T), exact=True)[name].value
+    return _metrics(Steps.of(*counts.T), exact=True)[name].value
 
 
 def ranking(scores: Tensor, is_anomaly: Tensor) -> dict[str, Bounded]:
     """`PixelRanking.compute` for one image, exact (every error is 0), from one sort; same exceptions."""
-    scores, is_anomaly = _checked(scores, is_anomaly, "ranking")
-    keys, anomalous = _ordered_keys(scores).cpu().numpy(), is_anomaly.cpu().numpy()
+    scores, is_anomaly = checked(scores, is_anomaly, "ranking")
+    keys, anomalous = ordered_keys(scores).cpu().numpy(), is_anomaly.cpu().numpy()
     negatives = np.sort(keys[~anomalous])
     distinct, counts = np.unique(keys[anomalous], return_counts=True)
     below, upto = (np.searchsorted(negatives, distinct, side) for side in ("left", "right"))
-    return _metrics(_Steps(counts, below, upto, len(negatives)), exact=True)
+    return _metrics(Steps(counts, below, upto, len(negatives)), exact=True)
 
 
-def _checked(scores: Any, is_anomaly: Any, call: str) -> tuple[Tensor, Tensor]:
+def checked(scores: Any, is_anomaly: Any, call: str) -> tuple[Tensor, Tensor]:
     """Both flat, the labels bool; raises what `PixelRanking.update` says, `call` naming the place."""
     scores, is_anomaly = torch.as_tensor(scores).detach(), torch.as_tensor(is_anomaly)
     if scores.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -201,7 +127,7 @@ def _checked(scores: Any, is_anomaly: Any, call: str) -> tuple[Tensor, Tensor]:
     return flat, labels.bool()
 
 
-def _ordered_keys(scores: Tensor) -> Tensor:
+def ordered_keys(scores: Tensor) -> Tensor:
     """int32 keys that sort like the scores: sign and magnitude become two's complement, so -0 is +0."""
     bits = scores.float().view(torch.int32)
     sign = bits >> 31
@@ -214,7 +140,7 @@ def _score_of(keys: np.ndarray) -> np.ndarray:
     return np.copysign(magnitudes, keys).astype(np.float64)
 
 
-class _Histogram:
+class Histogram:
     """Pixels by class and bin. Only octaves in use are stored: the bins of scores with one sign and exponent.
 
     256 KiB an octave, of which a score usually takes 20 to 60; 512 exist.
@@ -238,7 +164,7 @@ class _Histogram:
     def all_reduce(self) -> None:
         """Pool the pixels of all ranks, once, at the end; without a process group there is nothing to do."""
         total = type(self)()
-        for shard in _from_every_rank(self):
+        for shard in from_every_rank(self):
             total.merge(shard)
         self._counts, self._rows, self._pixels = total._counts, total._rows, total._pixels
 
@@ -246,7 +172,7 @@ class _Histogram:
         """Count checked pixels (n,), each once or by its weight, a slice at a time to bound the memory."""
         for start in range(0, len(scores), _SLICE):
             part = slice(start, start + _SLICE)
-            keys = _ordered_keys(scores[part])
+            keys = ordered_keys(scores[part])
             self._reserve(len(keys), keys.device)
             keys, labels = keys.to(self._rows.device), is_anomaly[part].to(self._rows.device)
             rows = self._rows_of((keys >> _MANTISSA) + _OCTAVES // 2)
@@ -295,7 +221,7 @@ class _Histogram:
         return int(self._counts[:, 0].sum())
 
 
-class PixelRanking(_Histogram):
+class PixelRanking(Histogram):
     """AUPR, AUROC, FPR95 and best F1 over all pixels of a split, in one pass and constant memory."""
 
     def update(self, scores: Tensor, is_anomaly: Tensor) -> None:
@@ -305,7 +231,7 @@ class PixelRanking(_Histogram):
         number of the call), for labels other than 0 and 1, and for different shapes; nothing is added then.
         """
         self._updates += 1
-        self._add(*_checked(scores, is_anomaly, f"update {self._updates}"))
+        self._add(*checked(scores, is_anomaly, f"update {self._updates}"))
 
     def compute(self) -> dict[str, Bounded]:
         """`aupr`, `auroc`, `fpr95` and `f1_max`, each with `.value` and `.error`, its certified bound.
@@ -313,7 +239,7 @@ class PixelRanking(_Histogram):
         AUPR is average precision, FPR95 the smallest false positive rate over the thresholds whose recall is
         0.95 or more, F1 its maximum over all thresholds. All are NaN without both classes.
         """
-        return _metrics(_Steps.of(*self._by_score()))
+        return _metrics(Steps.of(*self._by_score()))
 
     def curves(self, points: int = 500) -> dict[str, np.ndarray]:
         """Exact operating points for plots, from threshold +inf to -inf, about `points` evenly over recall.
@@ -322,7 +248,7 @@ class PixelRanking(_Histogram):
         anomalous; the threshold where F1 is best is among them. Raises ValueError without both classes.
         """
         negatives, positives = self._by_score()
-        steps, total_p = _Steps.of(negatives, positives), self.positives
+        steps, total_p = Steps.of(negatives, positives), self.positives
         if not total_p or not steps.total_negatives:
             raise ValueError("curves need anomalous and normal pixels: choose images that hold both")
         tp, fp = np.cumsum(steps.positives[::-1], dtype=np.int64), steps.total_negatives - steps.below[::-1]
@@ -359,130 +285,3 @@ class PixelRanking(_Histogram):
     def base_rate(self) -> float:
         """Fraction of the pixels that are anomalous, the AUPR of a random score; NaN without pixels."""
         return self.positives / self._pixels if self._pixels else float("nan")
-
-
-class RegionOverlap(_Histogram):
-    """AUPRO: how well scores cover every defect region, small ones as much as large ones, at few false positives.
-
-    Bergmann et al., "Uninformed Students" (CVPR 2020) and "The MVTec Anomaly Detection Dataset" (IJCV 2021). A
-    region is an 8-connected component of a mask; its overlap (PRO) at a threshold is the fraction of its pixels
-    whose score is at least that. Every anomalous pixel weighs 1 / (pixels of its region): then the mean overlap is
-    the weight at or above the threshold over the number of regions. All pixels of a bin are flagged together: a
-    linear segment of the curve.
-    """
-
-    dtype = torch.float64
-
-    def update(self, scores: Tensor | np.ndarray, mask: Tensor | np.ndarray) -> None:
-        """Add one image: `scores` float32 (or narrower) and `mask` bool or 0/1, both (H, W); True is anomalous.
-
-        Raises as `PixelRanking.update` does, and ValueError for anything but one image; nothing is added then.
-        """
-        self._updates += 1
-        flat, is_anomaly = _checked(scores, mask, f"update {self._updates}")
-        if mask.ndim != 2:
-            raise ValueError(
-                f"update {self._updates}: shape {tuple(mask.shape)} is not (H, W); give one image at a time"
-            )
-        regions = ndimage.label(is_anomaly.reshape(mask.shape).cpu().numpy(), _EIGHT_CONNECTED)[0].ravel()
-        weights = 1 / np.maximum(np.bincount(regions), 1)  # there may be no normal pixel, region 0
-        weights[0] = 1
-        self._add(flat, is_anomaly, torch.from_numpy(weights[regions]).to(flat.device))
-
-    def compute(self, max_fpr: float = 0.3) -> Bounded:
-        """AUPRO: the area under the curve from FPR 0 to `max_fpr` over `max_fpr`, with its certified bound.
-
-        NaN without regions or without normal pixels. Raises ValueError if `max_fpr` is not in (0, 1].
-        """
-        if not 0 < max_fpr <= 1:
-            raise ValueError(f"max_fpr={max_fpr} is not a fraction in (0, 1]; 0.3 is usual")
-        share, start, stop = self._segments()
-        if not len(share):
-            return Bounded(float("nan"), float("nan"))
-        first, last = np.minimum(start, max_fpr), np.minimum(stop, max_fpr)
-        # The pixels of a bin may come in any order, the anomalous ones last or first.
-        low, high = share @ (max_fpr - last) / max_fpr, share @ (max_fpr - first) / max_fpr
-        triangle = np.divide((last - first) ** 2, 2 * (stop - start), out=np.zeros_like(share), where=stop > start)
-        return Bounded.within(low, low + share @ triangle / max_fpr, high)
-
-    def curve(self, points: int = 200) -> dict[str, np.ndarray]:
-        """Operating points for plots: `fpr` and `pro`, float64 (n,), ascending from (0, 0) to (1, 1).
-
-        At most `points` of them, evenly spread along the curve. Raises ValueError without regions or normal pixels.
-        """
-        share, start, stop = self._segments()
-        if not len(share):
-            raise ValueError("a curve needs regions and normal pixels: choose images that hold both")
-        fpr = np.r_[0, np.stack([start, stop], axis=1).ravel(), 1]
-        pro = np.cumsum(share)
-        pro = np.repeat(np.r_[0, pro / pro[-1]], 2)
-        at = np.unique(np.searchsorted(fpr + pro, np.linspace(0, 2, points)))
-        return {"fpr": fpr[at], "pro": pro[at]}
-
-    @property
-    def regions(self) -> int:
-        """Number of regions: the pixels of each weigh 1 together."""
-        return round(float(self._counts[:, 1].sum()))
-
-    def _segments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The rises of the curve by descending score: each one's share of the overlap, and its FPR before and after.
-
-        float64 (bins that hold anomalous pixels,); between them the curve is level. Empty where it is undefined.
-        """
-        weights, below, upto, normal = _Steps.of(*self._by_score())
-        if not len(weights) or not normal:
-            return np.empty(0), np.empty(0), np.empty(0)
-        return (weights / weights.sum())[::-1], (normal - upto[::-1]) / normal, (normal - below[::-1]) / normal
-
-
-# ------------------------------------------------------------------------- intervals over images
-def bootstrap(
-    per_image: np.ndarray, statistic: Callable, resamples: int = 1000, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval (low, high) of a statistic of sums over images (Efron, 1979).
-
-    `per_image` (N, ...) holds a sufficient statistic per image: a confusion matrix (K, K), a pair (value, 1)
-    whose sums give a mean, or the `ImageHistograms` counts. `statistic` maps its float64 sum (...) over one
-    resample to a number, NaN where it has no value (AUPR of a resample without positives). Those resamples are
-    left out; if they are more than 5 %, the rest no longer speaks for the split: (NaN, NaN).
-    """
-    images, *shape = np.shape(per_image)
-    rows = np.asarray(per_image, dtype=np.float64).reshape(images, -1)
-    weights = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
-    step = max(1, (1 << 23) // rows.shape[1])  # resamples whose sums fit in 64 MB
-    blocks = (weights[start : start + step] @ rows for start in range(0, resamples, step))
-    values = np.array([statistic(total.reshape(shape)) for block in blocks for total in block])
-    values = values[~np.isnan(values)]
-    if len(values) < 0.95 * resamples:
-        return float("nan"), float("nan")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The `bootstrap` interval of the mean of values (N,), one for each image."""
-    pairs = np.stack([np.asarray(values, dtype=np.float64), np.ones(len(values))], 1)
-    return bootstrap(pairs, lambda total: total[0] / total[1])
-
-
-class ImageHistograms:
-    """Sparse score histograms by image, to bootstrap pooled AUPR; 2**(IMAGE_BITS - 9) bins a doubling of score."""
-
-    def __init__(self) -> None:
-        self._images: list[tuple[np.ndarray, np.ndarray]] = []  # bins in use (n,), ascending, and counts (2, n)
-
-    def update(self, scores: Tensor, is_anomaly: Tensor) -> None:
-        """Add one image, as `PixelRanking.update` would."""
-        scores, is_anomaly = _checked(scores, is_anomaly, f"image {len(self._images)}")
-        bins = (_ordered_keys(scores) >> (32 - IMAGE_BITS)) + (1 << IMAGE_BITS - 1)
-        counts = torch.bincount(bins + (is_anomaly << IMAGE_BITS), minlength=2 << IMAGE_BITS).reshape(2, -1)
-        used = counts.any(0).nonzero()[:, 0]
-        self._images.append((used.cpu().numpy(), counts[:, used].cpu().numpy()))
-
-    def counts(self) -> np.ndarray:
-        """int64 (N, bins, 2): by image, by ascending bin of those used anywhere, (negatives, positives)."""
-        used = np.unique(np.concatenate([bins for bins, _ in self._images]))
-        dense = np.zeros((len(self._images), len(used), 2), dtype=np.int64)
-        for image, (bins, counts) in zip(dense, self._images, strict=True):
-            image[np.searchsorted(used, bins)] = counts.T
-        return dense
