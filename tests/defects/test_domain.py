@@ -1,4 +1,4 @@
-"""A backbone fine-tuned on the parts at hand: what it learns from, what it leaves alone, and whose teacher it makes."""
+"""Domain fine-tuning by rotation prediction: what it learns from, what it leaves alone, and whose teacher it makes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,30 +6,62 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from src import checkpoints, defects, settings
-from src.defects import domain
+from src import backbones, checkpoints, defects, settings
+from src.backbones import MEAN, STD
+from src.defects import domain, fitting
 from src.defects import model as models
-from src.defects import teacher as teachers
-from src.images import MEAN, STD, DataError
+from src.defects.config import TeacherConfig
+from src.defects.patches import cut_patches
+from src.images import DataError
 
-CONFIG = teachers.TeacherConfig(batch_size=6, epochs=1, workers=0, amp=False, patch_size=17, descriptor=8, width=4,
-                                pretrained="none", patch_pixels=24, images="photographs", image_size=(24, 36),
-                                patches_per_image=2, backbone_epochs=2)  # fmt: skip
-SYSTEM = defects.Config(dataset="folder", percent=(80, 10, 10), image_size=40, epochs=1, batch_size=6, width=4,
-                      descriptor=8, patch_sizes=(17,), students=1, workers=0, amp=False, pretrained="none",
-                      patch_pixels=24, teacher_width=4, teacher_images="photographs", teacher_image_size=(24, 36),
-                      teacher_epochs=1, teacher_batch_size=6, patches_per_image=4)  # fmt: skip
+CONFIG = TeacherConfig(
+    batch_size=6,
+    epochs=1,
+    workers=0,
+    amp=False,
+    patch_size=17,
+    descriptor=8,
+    width=4,
+    pretrained="none",
+    patch_pixels=32,
+    images="photographs",
+    image_size=(24, 36),
+    patches_per_image=2,
+    backbone_epochs=2,
+)
+SYSTEM = defects.Config(
+    dataset="folder",
+    percent=(80, 10, 10),
+    image_size=40,
+    epochs=1,
+    batch_size=6,
+    width=4,
+    descriptor=8,
+    patch_sizes=(17,),
+    students=1,
+    workers=0,
+    amp=False,
+    pretrained="none",
+    patch_pixels=32,
+    teacher_width=4,
+    teacher_images="photographs",
+    teacher_image_size=(24, 36),
+    teacher_epochs=1,
+    teacher_batch_size=6,
+    patches_per_image=4,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
     """The first of four stages alone is the backbone, and batches are small: seconds are enough to learn in."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.BACKBONES, "resnet18", {"middle": ("layer1", 64), "last": ("layer1", 64)})
+        patch.setitem(backbones.BACKBONES, "resnet18", backbones.Backbone({"layer1": 64}, 64, middle="layer1"))
         patch.setattr(domain, "PATCHES", 4)
         yield
 
@@ -65,10 +97,11 @@ def folders(data_dir, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def fresh() -> models.Backbone:
+def fresh() -> models.FeatureExtractor:
     """The same untrained backbone at every call."""
     torch.manual_seed(0)
-    return models.Backbone("resnet18", "middle", CONFIG.patch_pixels)
+    network = torchvision.models.resnet18(weights=None)
+    return models.FeatureExtractor(network, "resnet18", "middle", CONFIG.patch_pixels)
 
 
 def tensors(module: nn.Module) -> list[torch.Tensor]:
@@ -79,25 +112,25 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return all(map(torch.equal, tensors(one), tensors(other)))
 
 
-# ---------------------------------------------------------------------------------------------- adaptation
+# --------------------------------------------------------------------------------------------- fine-tuning
 @pytest.fixture(scope="module")
-def adapted(parts, tmp_path_factory) -> tuple[models.Backbone, list[dict], Path]:
+def fine_tuned(parts, tmp_path_factory) -> tuple[models.FeatureExtractor, list[dict], Path]:
     """(backbone, history, run folder) of four epochs with a rate for few steps."""
     backbone, run_dir = fresh(), tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(domain, "LR", 2e-3)
-        return backbone, domain.adapt(backbone, parts, replace(CONFIG, backbone_epochs=4), run_dir), run_dir
+        return backbone, domain.fine_tune(backbone, parts, replace(CONFIG, backbone_epochs=4), run_dir), run_dir
 
 
-def test_rotations_are_learnt_where_there_is_an_upright(adapted):
-    history = adapted[1]
+def test_rotations_are_learnt_where_there_is_an_upright(fine_tuned):
+    history = fine_tuned[1]
     assert [row["epoch"] for row in history] == [1, 2, 3, 4]
     assert max(row["rotation_accuracy"] for row in history) > 0.7
     assert history[-1]["loss"] < 0.8 < 1.0 < history[0]["loss"]  # log(4) = 1.39 knows nothing
 
 
-def test_the_backbone_has_changed_and_is_frozen_again(adapted):
-    backbone, before = adapted[0], fresh()
+def test_the_backbone_has_changed_and_is_frozen_again(fine_tuned):
+    backbone, before = fine_tuned[0], fresh()
     patches = torch.randn(4, 3, 17, 17, generator=torch.Generator().manual_seed(1))
     assert not torch.allclose(backbone(patches), before(patches), rtol=0.01)
     for name, values in before.named_parameters():
@@ -109,21 +142,10 @@ def test_the_backbone_has_changed_and_is_frozen_again(adapted):
     assert not any(values.requires_grad for values in backbone.parameters()) and not backbone(patches).requires_grad
 
 
-def test_the_weights_are_those_of_the_best_epoch(parts, tmp_path, monkeypatch):
-    accuracies = iter((0.9, 0.8))
-    monkeypatch.setattr(domain, "validate", lambda *given, **options: {"rotation_accuracy": next(accuracies)})
-    backbone = fresh()
-    domain.adapt(backbone, parts, CONFIG, tmp_path)
-    best, last = (checkpoints.load(tmp_path / name)["weights"] for name in ("best.pth", "last.pth"))
-    own = {f"backbone.{name}": values for name, values in backbone.state_dict().items()}
-    assert all(torch.equal(values, best[name]) for name, values in own.items())
-    assert not all(torch.equal(values, last[name]) for name, values in own.items())
-
-
-def test_a_killed_adaptation_resumes_to_the_same_weights(parts, tmp_path, monkeypatch):
-    whole, resumed, other, calls, loss = fresh(), fresh(), fresh(), [], domain.loss
-    expected = domain.adapt(whole, parts, CONFIG, tmp_path / "whole")
-    domain.adapt(other, parts, replace(CONFIG, seed=1), tmp_path / "other")
+def test_a_killed_fine_tuning_resumes_to_the_same_weights(parts, tmp_path, monkeypatch):
+    uninterrupted, resumed, other, calls, loss = fresh(), fresh(), fresh(), [], domain.loss
+    expected = domain.fine_tune(uninterrupted, parts, CONFIG, tmp_path / "uninterrupted")
+    domain.fine_tune(other, parts, replace(CONFIG, seed=1), tmp_path / "other")
 
     def killed(*arguments):
         calls.append(1)
@@ -133,34 +155,12 @@ def test_a_killed_adaptation_resumes_to_the_same_weights(parts, tmp_path, monkey
 
     monkeypatch.setattr(domain, "loss", killed)
     with pytest.raises(KeyboardInterrupt):
-        domain.adapt(resumed, parts, CONFIG, tmp_path / "killed")
-    assert same(resumed, fresh())  # half adapted is not adapted
-    history = domain.adapt(resumed, parts, CONFIG, tmp_path / "killed")
+        domain.fine_tune(resumed, parts, CONFIG, tmp_path / "killed")
+    assert same(resumed, fresh())  # an epoch of two is not enough
+    history = domain.fine_tune(resumed, parts, CONFIG, tmp_path / "killed")
     assert len(calls) == 5 + 3
-    assert same(resumed, whole) and not same(other, whole)
+    assert same(resumed, uninterrupted) and not same(other, uninterrupted)
     assert [{**row, "seconds": 0} for row in history] == [{**row, "seconds": 0} for row in expected]
-
-
-def test_every_tenth_image_validates_and_is_not_learnt_from(parts, tmp_path, monkeypatch):
-    seen, batches, cut = {}, domain.training.Batches, domain.cut_patches
-
-    def recorded_batches(dataset, *arguments):
-        seen["learnt"] = dataset.files
-        return batches(dataset, *arguments)
-
-    def recorded_patches(model, patches, config):
-        seen["validated"] = patches
-        return {"rotation_accuracy": 0.5}
-
-    monkeypatch.setattr(domain.training, "Batches", recorded_batches)
-    monkeypatch.setattr(domain, "validate", recorded_patches)
-    monkeypatch.setattr(domain, "cut_patches", lambda image, config: cut(image, config) * 0 + image[0, 0, 0])
-    for number, path in enumerate(parts):  # the validation patches say of which image they are
-        Image.new("RGB", (40, 40), (8 * number,) * 3).save(tmp_path / path.name)
-    domain.adapt(fresh(), [tmp_path / path.name for path in parts], replace(CONFIG, backbone_epochs=1), tmp_path / "r")
-    levels = (seen["validated"][:, 0, 0, 0] * STD[0] + MEAN[0]) * 255
-    assert levels.round().tolist() == [level for level in (0, 80, 160) for _ in range(4)]
-    assert [path.name for path in seen["learnt"]] == [path.name for i, path in enumerate(parts) if i % 10]
 
 
 def test_large_features_are_no_large_logits():
@@ -168,12 +168,12 @@ def test_large_features_are_no_large_logits():
     patches = torch.randn(32, 3, 17, 17, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         backbone.network.conv1.weight.mul_(1e4)
-    assert backbone(patches).std() > 1000 > 2 > domain.TurnClassifier(backbone).train()(patches).std()
+    assert backbone(patches).std() > 1000 > 2 > domain.RotationClassifier(backbone).train()(patches).std()
 
 
 def test_too_few_images_are_refused(parts, tmp_path):
     with pytest.raises(DataError, match="19 training images.*at least 20.*backbone_epochs=0"):
-        domain.adapt(fresh(), parts[:19], CONFIG, tmp_path / "run")
+        domain.fine_tune(fresh(), parts[:19], CONFIG, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -195,7 +195,7 @@ def test_patches_are_turned_as_they_say_and_never_flipped():
     torch.manual_seed(0)
     for augmentation in ("paper", "flip_rotate"):
         config = replace(CONFIG, patches_per_image=400, augmentation=augmentation)
-        patches, turns = domain.TurnPatches(config)(ramps())
+        patches, turns = domain.RotatedPatches(config)(ramps())
         assert patches.shape == (400, 3, 17, 17) and patches.dtype == torch.float32
         assert torch.allclose(patches[:, 2], torch.tensor(-MEAN[2] / STD[2]))  # no blue, normalised
         assert turns.shape == (400,) and turns.dtype == torch.int64
@@ -205,7 +205,7 @@ def test_patches_are_turned_as_they_say_and_never_flipped():
         assert (back[:, 1, -1] > back[:, 1, 0]).all() and (back[:, 0, :, -1] > back[:, 0, :, 0]).all()
 
 
-class Knows(nn.Module):
+class ByDirection(nn.Module):
     """Logits by which quarter turn ``direction`` finds, right for sure or always 0."""
 
     def __init__(self, truly: bool):
@@ -218,29 +218,29 @@ class Knows(nn.Module):
 
 def test_accuracy_is_over_all_turns_of_every_patch():
     """More patches than fit into one part."""
-    patches = teachers.cut_patches(ramps(), replace(CONFIG, patches_per_image=300)).float()
-    assert domain.validate(Knows(True), patches, CONFIG) == {"rotation_accuracy": 1.0}
-    assert domain.validate(Knows(False), patches, CONFIG) == {"rotation_accuracy": 0.25}
+    patches = cut_patches(ramps(), replace(CONFIG, patches_per_image=300)).float()
+    assert domain.validate(ByDirection(True), patches, CONFIG) == {"rotation_accuracy": 1.0}
+    assert domain.validate(ByDirection(False), patches, CONFIG) == {"rotation_accuracy": 0.25}
 
 
 def test_loss_by_hand():
-    batches = [domain.TurnPatches(CONFIG)(ramps()) for _ in range(3)]
+    batches = [domain.RotatedPatches(CONFIG)(ramps()) for _ in range(3)]
     patches, turns = (torch.stack(parts) for parts in zip(*batches, strict=True))
     assert patches.shape == (3, 2, 3, 17, 17)
     sure = float(torch.log(torch.exp(torch.tensor(9.0)) + 3))
-    assert float(domain.loss(Knows(True), (patches, turns))) == pytest.approx(sure - 9, rel=1e-3)
-    assert float(domain.loss(Knows(True), (patches, (turns + 1) % 4))) == pytest.approx(sure, rel=1e-5)
+    assert float(domain.loss(ByDirection(True), (patches, turns))) == pytest.approx(sure - 9, rel=1e-3)
+    assert float(domain.loss(ByDirection(True), (patches, (turns + 1) % 4))) == pytest.approx(sure, rel=1e-5)
 
 
 # -------------------------------------------------------------------------------------------------- public functions
-def test_training_adapts_to_the_train_split_alone(folders, data_dir, monkeypatch):
-    seen, adapt = [], domain.adapt
+def test_training_fine_tunes_on_the_train_split_alone(folders, data_dir, monkeypatch):
+    seen, fine_tune = [], domain.fine_tune
 
     def recorded(backbone, images, config, run_dir):
         seen.append((images, config.domain, run_dir))
-        return adapt(backbone, images, config, run_dir)
+        return fine_tune(backbone, images, config, run_dir)
 
-    monkeypatch.setattr(domain, "adapt", recorded)
+    monkeypatch.setattr(domain, "fine_tune", recorded)
     config = replace(SYSTEM, backbone_epochs=1)
     trained = defects.train(config)
     split = defects.datasets(config)["folder"]
@@ -257,11 +257,11 @@ def test_training_adapts_to_the_train_split_alone(folders, data_dir, monkeypatch
     assert not same(plain.model.teachers, trained.model.teachers) and len(seen) == 1
 
 
-def test_a_teacher_adapted_to_other_images_is_refused(folders, parts, monkeypatch):
+def test_a_teacher_fine_tuned_on_other_images_is_refused(folders, parts, monkeypatch):
     config = replace(SYSTEM, backbone_epochs=1)
     first, _ = defects.train_teacher(config, 17, None, folders / "runs", parts[:20])
     path = defects.teacher_path(config, 17)
-    monkeypatch.setattr(defects.teacher, "distill", lambda *given: pytest.fail("a teacher is trained"))
+    monkeypatch.setattr(fitting.teacher, "distill", lambda *given: pytest.fail("a teacher is trained"))
     assert same(defects.train_teacher(config, 17, None, folders / "runs", parts[:20][::-1])[0], first)
     other = r"domain: 'folder: 20 images, sha256 \w+' in the file, 'folder: 21 images"
     with pytest.raises(checkpoints.CheckpointError, match=f"{path.name} was made with another config:\n.*{other}"):
@@ -291,68 +291,3 @@ def test_teachers_are_kept_apart():
     assert name() == name(dataset="csv") == "teacher_photographs_33.pth"  # as ever
     assert name(backbone_epochs=1) == "teacher_photographs_folder_33.pth"
     assert name(backbone_epochs=1, dataset="csv") == "teacher_photographs_csv_33.pth"
-
-
-# ------------------------------------------------------------------------------------------------- neither
-def test_without_epochs_nothing_changes(folders, parts, monkeypatch):
-    monkeypatch.setattr(domain, "adapt", lambda *given, **options: pytest.fail("the backbone is adapted"))
-    net, _ = defects.train_teacher(SYSTEM, 17, None, folders / "runs", parts)
-    own = SYSTEM.of_teacher(17)
-    assert (own.backbone_epochs, own.domain) == (0, "")
-    asked = []
-    alike, _ = teachers.distill(own, folders / "alike", None, asked.append)  # what comes after draws the same numbers
-    assert len(asked) == 1 and isinstance(asked[0], models.Backbone)
-    assert all(torch.equal(a.half(), b.half()) for a, b in zip(tensors(net), tensors(alike), strict=True))
-
-
-def test_fewer_than_no_epochs_are_refused(folders):
-    with pytest.raises(settings.InputError, match="backbone_epochs=-1"):
-        defects.train(replace(SYSTEM, backbone_epochs=-1))
-
-
-# -------------------------------------------------------------------------------- checkpoints of earlier days
-def aged(path: Path) -> None:
-    """Take out of a checkpoint's config what it would not hold were it older."""
-    content = checkpoints.read(path)
-    younger = ("backbone_epochs", "domain")
-    assert set(younger) & content["config"].keys()
-    content["config"] = {key: value for key, value in content["config"].items() if key not in younger}
-    checkpoints.write(content, path)
-
-
-def test_a_checkpoint_older_than_a_setting_has_its_default(folders, monkeypatch):
-    trained = defects.train(SYSTEM)
-    aged(trained.source)
-    aged(defects.teacher_path(SYSTEM, 17))
-    monkeypatch.setattr(defects.teacher, "distill", lambda *given: pytest.fail("a teacher is trained"))
-    assert defects.load(trained.source, SYSTEM).config == SYSTEM
-    assert same(defects.load_or_train(SYSTEM, run_training=False).model, trained.model)
-    assert same(defects.train_teacher(SYSTEM, 17, None, folders)[0], trained.model.teachers["17"])
-    named = "backbone_epochs: 0 in the file, 3 asked for"
-    with pytest.raises(checkpoints.CheckpointError, match=named):
-        defects.load(trained.source, SYSTEM, ["backbone_epochs=3"])
-    with pytest.raises(checkpoints.CheckpointError, match=named):
-        defects.load_or_train(replace(SYSTEM, backbone_epochs=3), run_training=True)
-    defects.teacher_path(SYSTEM, 17).rename(defects.teacher_path(replace(SYSTEM, backbone_epochs=3), 17))
-    with pytest.raises(checkpoints.CheckpointError, match=named):
-        defects.train_teacher(replace(SYSTEM, backbone_epochs=3), 17, None, folders, [trained.source])
-
-
-def test_a_setting_that_is_no_more_is_still_refused(folders):
-    content = {"config": {**SYSTEM.plain(), "gone": 1}, "weights": {}, "extras": {},
-               "format": checkpoints.FORMAT}  # fmt: skip
-    checkpoints.write(content, defects.weights_path(SYSTEM))
-    with pytest.raises(checkpoints.CheckpointError, match=r"gone: 1 in the file, '\(absent\)' asked for"):
-        defects.load_or_train(SYSTEM, run_training=False)
-    with pytest.raises(settings.InputError, match="settings unknown to src.defects: gone"):
-        defects.load(defects.weights_path(SYSTEM), SYSTEM)
-
-
-def test_a_run_older_than_a_setting_is_resumed(folders):
-    own = SYSTEM.of_teacher(17)
-    net, history = teachers.distill(own, folders / "run")
-    aged(folders / "run/last.pth")
-    again, rows = teachers.distill(own, folders / "run")
-    assert same(net, again) and rows == history
-    with pytest.raises(checkpoints.CheckpointError, match="last.pth was made with another.*\n.*backbone_epochs: 0"):
-        teachers.distill(replace(own, backbone_epochs=1), folders / "run")

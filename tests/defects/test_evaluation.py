@@ -1,14 +1,10 @@
 """Thresholds by brute force, every metric by scikit-learn, and the records that the report is made of."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from matplotlib import colormaps
-from PIL import Image
 from scipy import ndimage
 from sklearn.metrics import (
     average_precision_score,
@@ -21,9 +17,8 @@ from sklearn.metrics import (
 from torch.nn import functional as F
 
 from src import defects
-from src.defects import evaluation, report, scores
+from src.defects import evaluation, fitting
 from src.defects.data import NORMAL
-from src.defects.model import StudentTeacher
 from src.defects.scores import HEADLINE, SCORES
 
 
@@ -39,11 +34,11 @@ def test_threshold_with_anomalies_has_the_best_f1(seed, digits):
     rng = np.random.default_rng(seed)
     truth = np.arange(40) < rng.integers(3, 20)
     scores = np.round(rng.normal(0, 1, 40) + 1.5 * truth, digits)
-    found = evaluation.choose_threshold(scores.tolist(), truth.tolist())
-    assert f1_score(truth, scores >= found["value"]) == pytest.approx(best_f1(scores, truth))
-    assert found["rule"] == "best F1 on the validation images"
-    assert scores.min() < found["value"] < scores.max() and not np.isin(found["value"], scores)
-    assert threshold_is_midway(found["value"], scores)
+    result = evaluation.choose_threshold(scores.tolist(), truth.tolist())
+    assert f1_score(truth, scores >= result["value"]) == pytest.approx(best_f1(scores, truth))
+    assert result["rule"] == "best F1 on the validation images"
+    assert scores.min() < result["value"] < scores.max() and not np.isin(result["value"], scores)
+    assert threshold_is_midway(result["value"], scores)
 
 
 def threshold_is_midway(value: float, scores: np.ndarray) -> bool:
@@ -55,10 +50,10 @@ def threshold_is_midway(value: float, scores: np.ndarray) -> bool:
 @pytest.mark.parametrize("count", [1, 2, 19, 20, 21, 40, 100, 1000])
 def test_threshold_without_anomalies_lets_95_per_cent_pass(count, digits):
     scores = np.round(np.random.default_rng(count).normal(5, 2, count), digits)
-    found = evaluation.choose_threshold(scores.tolist(), [False] * count)
-    share = (scores >= found["value"]).mean()
-    assert share <= 0.05 and found["value"] > scores.min()
-    assert "95%" in found["rule"] and "normal" in found["rule"]
+    result = evaluation.choose_threshold(scores.tolist(), [False] * count)
+    share = (scores >= result["value"]).mean()
+    assert share <= 0.05 and result["value"] > scores.min()
+    assert "95%" in result["rule"] and "normal" in result["rule"]
     if digits:
         assert share >= 0.05 - 1 / count
 
@@ -73,12 +68,12 @@ def test_threshold_needs_normal_images():
         evaluation.choose_threshold([1.0, 2.0], [True, True])
 
 
-def test_threshold_on_a_split(stripes):
-    val, model = stripes((NORMAL, NORMAL, "hole", "hole")), StudentTeacher(("part",), (17,), 3, 4, (4, 4), 0)
-    calibration = scores.calibrate(model, "part", val, CONFIG)
-    items = list(evaluation.scored(model, "part", val, calibration, CONFIG))
-    found = evaluation.threshold_on(model, "part", val, calibration, CONFIG)
-    assert found == evaluation.choose_threshold([item.score() for item in items], [False, False, True, True])
+def test_threshold_on_a_split(stripes, tmp_path):
+    val = stripes((NORMAL, NORMAL, "hole", "hole"))
+    trained = fitting.finish(CONFIG, defects.build_model(CONFIG), {"mini": val}, {}, tmp_path / "tiny.pth")
+    items = list(evaluation.scored(trained, "mini", val))
+    expected = evaluation.choose_threshold([item.score() for item in items], [False, False, True, True])
+    assert trained.extras["thresholds"]["mini"] == expected
     assert [item.name for item in items] == [f"stripes0/{number}.png" for number in range(4)]
     assert [item.defect for item in items] == [NORMAL, NORMAL, "hole", "hole"]
     assert [int(item.mask.sum()) for item in items] == [0, 0, 42, 42] and items[0].image.shape == (3, 40, 52)
@@ -86,7 +81,7 @@ def test_threshold_on_a_split(stripes):
 
 
 # --------------------------------------------------------------------------------------------- metrics
-CONFIG = defects.Config(image_size=40, stride=4, patch_sizes=(17,), amp=False, workers=0)
+CONFIG = defects.Config(image_size=40, patch_sizes=(17,), descriptor=4, width=4, teacher_width=4, amp=False, workers=0)
 KINDS = (*[NORMAL] * 4, "hole", "hole", "hole", "stain", "stain", "crack")
 WITHOUT_MASK = (6, 9)  # a hole and the only crack
 THRESHOLD = {"value": 3.0, "rule": "by hand"}
@@ -147,7 +142,7 @@ def metrics(items) -> dict:
 
 @pytest.mark.parametrize("name", SCORES)
 def test_rankings_are_those_of_scikit_learn(items, metrics, name):
-    assert metrics["scores"][name] == pytest.approx(ranked(items, name), abs=1e-6)
+    assert metrics["scores"][name] == pytest.approx(ranked(items, name), abs=1e-4)
     assert name != HEADLINE or metrics["scores"][name].items() <= metrics.items()
 
 
@@ -174,40 +169,60 @@ def test_images_without_mask_count_for_image_metrics_alone(items, metrics):
 
 def test_each_kind_of_defect_stands_against_all_normal_images(items, metrics):
     assert list(metrics["per_defect"]) == ["crack", "hole", "stain"]
-    for kind, found in metrics["per_defect"].items():
+    for kind, result in metrics["per_defect"].items():
         chosen = [item for item in items if item.defect in (kind, NORMAL)]
         own = [item for item in chosen if item.is_anomalous]
         truth = [item.is_anomalous for item in chosen]
-        assert found["images"] == len(own)
-        assert found["image_auroc"] == pytest.approx(roc_auc_score(truth, [item.score() for item in chosen]))
-        assert found["recall"] == pytest.approx(np.mean([item.score() >= 3 for item in own]))
+        assert result["images"] == len(own)
+        assert result["image_auroc"] == pytest.approx(roc_auc_score(truth, [item.score() for item in chosen]))
+        assert result["recall"] == pytest.approx(np.mean([item.score() >= 3 for item in own]))
         expected = ranked(chosen, HEADLINE)["aupro"] if kind != "crack" else float("nan")
-        assert found["aupro"] == pytest.approx(expected, abs=1e-6, nan_ok=True)
+        assert result["aupro"] == pytest.approx(expected, abs=1e-4, nan_ok=True)
 
 
 def test_maps_are_measured_at_the_masks_own_size():
     items = items_of((7, 6), (15, 12))
-    found = evaluation.Meter.of(items).compute(THRESHOLD)
+    result = evaluation.Meter.of(items).compute(THRESHOLD)
     for item in items:
         item.maps = {name: F.interpolate(values[None, None], (15, 12), mode="bilinear", align_corners=False)[0, 0]
                      for name, values in item.maps.items()}  # fmt: skip
     expected = ranked(items, HEADLINE)
     for key in ("pixel_auroc", "pixel_aupr", "aupro"):
-        assert found[key] == pytest.approx(expected[key], abs=1e-3)
+        assert result[key] == pytest.approx(expected[key], abs=1e-3)
 
 
 def test_a_split_of_normal_images_has_no_rankings(items):
-    found = evaluation.Meter.of(items[:4]).compute(THRESHOLD)
-    assert all(np.isnan(found[key]) for key in ("image_auroc", "pixel_auroc", "pixel_aupr", "aupro"))
-    assert np.isnan(found["image_auroc_interval"]).all() and found["per_defect"] == {}
-    assert found["images"] == found["normal"] == 4 and found["pixel_base_rate"] == 0 == found["recall"]
+    meter = evaluation.Meter.of(items[:4])
+    result = meter.compute(THRESHOLD)
+    undefined = ("image_auroc", "pixel_auroc", "pixel_aupr", "aupro", "precision", "recall", "f1")
+    assert all(np.isnan(result[key]) for key in undefined)
+    assert np.isnan(result["image_auroc_interval"]).all() and result["per_defect"] == {}
+    assert result["images"] == result["normal"] == 4 and result["pixel_base_rate"] == 0
+    assert result["false_positive_rate"] >= 0
+    assert meter.caveats() == ["no image is anomalous, so AUROC, AUPR, AUPRO, precision, recall and F1 are undefined"]
+
+
+def test_a_split_of_anomalous_images_has_recall_and_pixel_metrics(items):
+    meter = evaluation.Meter.of(items[4:])
+    result = meter.compute(THRESHOLD)
+    assert all(np.isnan(result[key]) for key in ("image_auroc", "precision", "f1", "false_positive_rate"))
+    assert 0 < result["recall"] < 1 and 0 < result["aupro"] < 1
+    assert meter.caveats() == ["no image is normal, so image AUROC, precision, F1 and false positives are undefined"]
+
+
+def test_numbers_that_depend_on_one_anomalous_image_are_said_to(items):
+    assert evaluation.Meter.of(items).caveats() == []
+    meter = evaluation.Meter.of(items[:5])
+    assert meter.caveats() == ["one image alone is anomalous: image AUROC, precision, recall and F1 depend on it"]
+    assert meter.compute(THRESHOLD)["image_auroc"] >= 0
 
 
 def test_a_split_without_masks_has_no_pixel_metrics(items):
-    normal = [replace(item, mask=None) for item in items]
-    found = evaluation.Meter.of(normal).compute(THRESHOLD)
-    assert all(np.isnan(found[key]) for key in ("pixel_auroc", "pixel_aupr", "aupro", "pixel_base_rate"))
-    assert 0 < found["image_auroc"] < 1
+    meter = evaluation.Meter.of([replace(item, mask=None) for item in items])
+    result = meter.compute(THRESHOLD)
+    assert meter.caveats() == ["no anomalous image has a mask, so the pixel metrics are undefined"]
+    assert all(np.isnan(result[key]) for key in ("pixel_auroc", "pixel_aupr", "aupro", "pixel_base_rate"))
+    assert 0 < result["image_auroc"] < 1
 
 
 @pytest.mark.parametrize("digits", [0, 6])
@@ -229,69 +244,9 @@ def test_interval_contains_the_value(digits):
 
 def test_headline_of_several_categories_is_their_mean(items, metrics):
     other = evaluation.Meter.of(items_of(seed=4)).compute({"value": 2.0, "rule": "by hand"})
-    found = evaluation.mean_over_categories({"a": metrics, "b": other})
-    assert found["score"] == HEADLINE and found["categories"] == {"a": metrics, "b": other}
+    result = evaluation.mean_over_categories({"a": metrics, "b": other})
+    assert result["score"] == HEADLINE and result["categories"] == {"a": metrics, "b": other}
     for key in ("image_auroc", "pixel_auroc", "pixel_aupr", "aupro", "precision", "recall", "f1"):
-        assert found[key] == pytest.approx((metrics[key] + other[key]) / 2)
-    assert "threshold" not in found and "images" not in found
+        assert result[key] == pytest.approx((metrics[key] + other[key]) / 2)
+    assert "threshold" not in result and "images" not in result
     assert evaluation.mean_over_categories({"a": metrics}) == {"score": HEADLINE, **metrics}
-
-
-# --------------------------------------------------------------------------------------------- records
-@pytest.fixture
-def written(tmp_path, items):
-    """(the folder that ``measure`` wrote to, its metrics, its records by file name)."""
-    metrics = evaluation.measure(iter(items), "part", "val", THRESHOLD, tmp_path / "part")
-    content = json.loads((tmp_path / "part" / "records.json").read_text())
-    return tmp_path / "part", metrics, content
-
-
-def test_records_say_what_was_found(written, items, metrics):
-    folder, found, content = written
-    assert {**found, "per_defect": None} == {**metrics, "per_defect": None}  # which holds a NaN
-    assert (content["dataset"], content["split"], content["threshold"]) == ("part", "val", 3.0)
-    assert content["threshold_rule"] == "by hand" and content["metrics"]["aupro"] == metrics["aupro"]
-    assert [record["filename"] for record in content["images"]] == [item.name for item in items]
-    for item, record in zip(items, content["images"], strict=True):
-        called = item.score() >= 3
-        assert record["ground_truth"] == {"type": "anomaly", "is_anomalous": item.is_anomalous}
-        assert record["prediction"] == {"is_anomalous": called} and record["anomaly_score"] == item.score()
-        assert record["correct"] == (called == item.is_anomalous)
-        assert record["category"] == "part" and record["defect"] == item.defect
-        assert (record["mask_path"] is None) == (item.mask is None or not item.is_anomalous)
-        for kind in ("image", "heatmap", "uncertainty"):
-            assert Image.open(folder / record[f"{kind}_path"]).size == (12, 14)
-
-
-def test_pictures_show_the_maps_on_a_fixed_scale(written, items):
-    folder, _, content = written
-    item, record = items[4], content["images"][4]
-    first, last = (np.uint8(np.array(colormaps["inferno"](share)[:3]) * 255) for share in (0.0, 1.0))
-    for name, top in (("heatmap", 4.5), ("uncertainty", 2.25)):
-        scores = item.maps[HEADLINE if name == "heatmap" else "uncertainty"].numpy()
-        picture = np.array(Image.open(folder / record[f"{name}_path"]))
-        assert np.array_equal((picture == first).all(-1) & (scores <= 0), scores <= 0)
-        assert np.array_equal((picture == last).all(-1) & (scores >= top), scores >= top)
-        middle = scores[(scores > 0.3) & (scores < top - 0.3)]
-        assert len(middle) and not ((picture == first) | (picture == last)).all(-1)[np.isin(scores, middle)].any()
-    mask = np.array(Image.open(folder / record["mask_path"]))
-    assert set(np.unique(mask)) == {0, 255} and np.array_equal(mask > 0, item.mask.numpy())
-    assert np.array_equal(np.array(Image.open(folder / record["image_path"])), item.image.permute(1, 2, 0).numpy())
-
-
-def test_the_report_accepts_the_records(written, tmp_path):
-    page = report.write(written[0], tmp_path / "page.html").read_text()
-    assert all(Path(item["filename"]).name in page for item in written[2]["images"])
-
-
-def test_the_report_accepts_a_split_of_normal_images(items, tmp_path):
-    """Whose rankings are NaN, null in the records."""
-    evaluation.measure(iter(items[:4]), "part", "train", THRESHOLD, tmp_path / "part")
-    assert report.write(tmp_path / "part", tmp_path / "page.html").exists()
-    assert json.loads((tmp_path / "part" / "records.json").read_text())["metrics"]["aupro"] is None
-
-
-def test_without_a_folder_nothing_is_written(items, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert evaluation.measure(iter(items), "part", "test", THRESHOLD)["images"] == 10
-    assert not list(tmp_path.iterdir())

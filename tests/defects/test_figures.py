@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from src import defects, plots, settings
+from src import defects, plots, settings, system
 from src.__main__ import main
-from src.defects import data, figures, scores
+from src.defects import data, figures, fitting, scores
 from src.defects.evaluation import Meter, Scored, auroc
-from tests.defects.test_system import TINY, redirect
+from tests.defects.conftest import TINY
 
 HISTORY = {
     "teacher 33": [{"epoch": e, "distillation": 1 / e, "effective_rank": 2.0 * e} for e in (1, 2, 3)],
@@ -24,10 +24,11 @@ HISTORY = {
 
 
 @pytest.fixture(scope="module")
-def untrained(textures_root, tmp_path_factory) -> defects.Trained:
+def untrained(textures_root, tmp_path_factory) -> system.Trained:
     """A model as it was initialised, calibrated: it can score and draw."""
-    model, sets = defects.build_model(TINY), defects.datasets(TINY, textures_root)
-    return defects.finish(TINY, model, sets, HISTORY, tmp_path_factory.mktemp("weights") / "tiny.pth")
+    val = {category: splits["val"] for category, splits in defects.datasets(TINY, textures_root).items()}
+    path = tmp_path_factory.mktemp("weights") / "tiny.pth"
+    return fitting.finish(TINY, defects.build_model(TINY), val, HISTORY, path)
 
 
 @pytest.fixture(autouse=True)
@@ -39,14 +40,7 @@ def closed():
 
 
 @pytest.fixture
-def folders(monkeypatch, tmp_path, textures_root) -> Path:
-    """Data from the textures, everything else in a folder of the test."""
-    redirect(monkeypatch, textures_root.parents[1], tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def of_fabric(untrained) -> defects.Trained:
+def of_fabric(untrained) -> system.Trained:
     return replace(untrained, config=replace(TINY, categories=("fabric",)))
 
 
@@ -89,7 +83,7 @@ def write_folder(textures_root: Path, root: Path, kinds: tuple[str, ...], masks:
 @pytest.mark.parametrize("masks", [True, False])
 def test_other_data_is_drawn_without_the_curves_of_training(of_fabric, textures_root, folders, masks):
     root = write_folder(textures_root, folders / "own", ("good", "hole", "stain"), masks)
-    paths = defects.draw(of_fabric, root, "folder")
+    paths = system.write_figures(defects, of_fabric, root, "folder")
     assert [path.stem for path in paths] == ["folder_failures_fabric", "folder_heatmaps", "folder_roc", "folder_scores"]
     assert all(len(picture(path)) for path in paths)
 
@@ -139,7 +133,7 @@ OUTLINE = np.array((60, 250, 240))
 
 def test_defects_are_outlined_at_the_size_of_the_maps():
     (hole,) = (one for one in ITEMS if one.name == "2.png")
-    image = figures.shown(hole)
+    image = figures.outlined(hole)
     marked = (image == OUTLINE).all(2)
     rows, columns = np.nonzero(marked)
     assert image.shape == (20, 30, 3) and image.dtype == np.uint8
@@ -149,7 +143,7 @@ def test_defects_are_outlined_at_the_size_of_the_maps():
 
 @pytest.mark.parametrize("other", [item("a", "good", 1.0), item("b", "hole", 1.0, masked=False)])
 def test_nothing_to_outline(other):
-    assert np.array_equal(figures.shown(other), np.full((20, 30, 3), 50, dtype=np.uint8))
+    assert np.array_equal(figures.outlined(other), np.full((20, 30, 3), 50, dtype=np.uint8))
 
 
 def panels(figure) -> list[np.ndarray]:
@@ -196,8 +190,8 @@ def test_roc_has_the_area_of_the_record():
 
 def test_curves_show_the_history():
     axes = figures.curves(HISTORY).axes
-    found = [[(line.get_label(), list(line.get_xdata()), list(line.get_ydata())) for line in a.lines] for a in axes]
-    assert found == [
+    drawn = [[(line.get_label(), list(line.get_xdata()), list(line.get_ydata())) for line in a.lines] for a in axes]
+    assert drawn == [
         [("teacher 33", [1, 2, 3], [1, 1 / 2, 1 / 3])],
         [("teacher 33", [1, 2, 3], [2, 4, 6])],
         [("fabric 33", [1, 2], [0.5, 0.25]), ("tiles 33", [1, 2], [0.7, 0.35])],
@@ -231,7 +225,7 @@ def test_images_of_any_shape_share_a_grid():
 def test_typical_images_of_every_kind_in_turn(count):
     """The medians are 2.75 for good and 4 for hole; of images equally near, the first."""
     names = [f"{number}.png" for number in (3, 2, 4, 6, 5, 0, 1)]
-    assert [one.name for one in figures.one_of_each(ITEMS, count)] == names[:count]
+    assert [one.name for one in figures.typical(ITEMS, count)] == names[:count]
 
 
 # ------------------------------------------------------------------------------------- samples, descriptors

@@ -6,24 +6,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from src import images, settings
+from src import backbones, checkpoints, images, settings
 from src.defects import model as models
 from src.defects import teacher as teachers
+from src.defects.config import TeacherConfig
+from src.defects.patches import AugmentedPatches, image_files, train_and_val
 
-TINY = teachers.TeacherConfig(epochs=4, batch_size=6, lr=3e-3, workers=0, amp=False, patch_size=17, descriptor=16,
-                              width=8, pretrained="none", patch_pixels=32, images="photographs",
-                              image_size=(24, 48), patches_per_image=8)  # fmt: skip
+TINY = TeacherConfig(
+    epochs=4,
+    batch_size=6,
+    lr=3e-3,
+    workers=0,
+    amp=False,
+    patch_size=17,
+    descriptor=16,
+    width=8,
+    pretrained="none",
+    patch_pixels=32,
+    images="photographs",
+    image_size=(24, 48),
+    patches_per_image=8,
+)
 
 
 def cut(image: torch.Tensor, count: int, seed: int = 0, **changes) -> torch.Tensor:
     """``count`` patches as levels 0..255, float32 (count,3,p,p)."""
     torch.manual_seed(seed)
-    patches = teachers.CutPatches(replace(TINY, patches_per_image=count, **changes))(image)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (images.MEAN, images.STD))
+    patches = AugmentedPatches(replace(TINY, patches_per_image=count, **changes))(image)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (backbones.MEAN, backbones.STD))
     return (patches * std + mean) * 255
 
 
@@ -44,9 +59,9 @@ def rise(patches: torch.Tensor, channel: int, axis: int) -> torch.Tensor:
 def test_patches_are_normalised_floats_of_the_patch_size():
     for size in (17, 33):
         config = replace(TINY, patch_size=size, patches_per_image=5, image_size=(40, 50))
-        patches = teachers.CutPatches(config)(torch.full((3, 60, 80), 130, dtype=torch.uint8))
+        patches = AugmentedPatches(config)(torch.full((3, 60, 80), 130, dtype=torch.uint8))
         assert patches.shape == (5, 3, size, size) and patches.dtype == torch.float32
-    expected = (130 / 255 - torch.tensor(images.MEAN)) / torch.tensor(images.STD)
+    expected = (130 / 255 - torch.tensor(backbones.MEAN)) / torch.tensor(backbones.STD)
     assert any(torch.allclose(patch.mean((1, 2)), expected, atol=1e-4) for patch in patches)  # some may be grey
 
 
@@ -84,7 +99,7 @@ def test_images_are_resized_to_the_range_of_short_sides():
     assert cut(ramp(), 1, image_size=(17, 17)).shape == (1, 3, 17, 17)
 
 
-def test_the_users_augmentation_rotates_and_keeps_colours():
+def test_the_courses_augmentation_rotates_and_keeps_colours():
     red = torch.stack([torch.full((40, 40), v, dtype=torch.uint8) for v in (255, 0, 0)])
     patches = cut(red, 200, augmentation="flip_rotate")
     middle, corner = patches[:, :, 8, 8], patches[:, 0, 0, 0]
@@ -93,22 +108,22 @@ def test_the_users_augmentation_rotates_and_keeps_colours():
     assert (cut(red, 200)[:, 0, 0, 0] > 70).all()
 
 
-def test_images_smaller_than_a_patch_are_refused():
-    with pytest.raises(settings.InputError, match="image_size"):
-        cut(ramp(), 1, image_size=(16, 16))
-
-
-# ---------------------------------------------------------------------------------------------- errors
-@pytest.mark.parametrize("setting, value", [("backbone", "vgg16"), ("depth", "first"), ("pretrained", "coco"),
-                                            ("augmentation", "blur"), ("compactness", "max")])  # fmt: skip
-def test_wrong_choices_are_named(setting, value):
-    with pytest.raises(settings.InputError, match=f"{setting}='{value}': expected one of"):
-        replace(TINY, **{setting: value})
-
-
 def test_weights_that_would_not_be_used_are_refused(tmp_path):
     with pytest.raises(settings.InputError, match="given.pth would not be used: set pretrained=imagenet"):
         teachers.distill(TINY, tmp_path, tmp_path / "given.pth")
+
+
+def test_weights_of_another_backbone_are_refused(tmp_path):
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "resnet.pth")
+    config = replace(TINY, backbone="squeezenet1_0", pretrained="imagenet")
+    with pytest.raises(checkpoints.CheckpointError, match="resnet.pth"):
+        teachers.distill(config, tmp_path / "run", tmp_path / "resnet.pth")
+
+
+def test_every_tenth_image_validates():
+    train, val = train_and_val([Path(f"{number}.png") for number in range(40)])
+    assert [path.stem for path in val] == ["0", "10", "20", "30"] and len(train) == 36
+    assert not set(train) & set(val)
 
 
 def test_too_few_images_are_refused(tmp_path):
@@ -117,9 +132,9 @@ def test_too_few_images_are_refused(tmp_path):
         (tmp_path / "below" / f"{number}.PNG").touch()
     (tmp_path / "notes.txt").touch()
     with pytest.raises(images.DataError, match=f"{tmp_path} holds 19 images.*at least 20"):
-        teachers.image_files(tmp_path)
+        image_files(tmp_path)
     (tmp_path / "19.jpg").touch()
-    assert len(teachers.image_files(tmp_path)) == 20
+    assert len(image_files(tmp_path)) == 20
 
 
 def test_damaged_image_is_named(photographs, tmp_path):
@@ -146,17 +161,17 @@ def test_loss_by_hand(compactness, weight):
     torch.manual_seed(0)
     model = models.Teacher(models.PatchNet(17, 3, 4), 12)
     batch = torch.randn(2, 5, 3, 17, 17)
-    statistics = torch.linspace(-1, 1, 12), torch.linspace(0.05, 3, 12)
+    mean, std = torch.linspace(-1, 1, 12), torch.linspace(0.05, 3, 12)
     config = replace(TINY, compactness=compactness, compactness_weight=weight)
-    found = teachers.loss(model, batch, backbone=Quarters(), statistics=statistics, config=config).item()
+    value = teachers.loss(model, batch, backbone=Quarters(), mean=mean, std=std, config=config).item()
     with torch.inference_mode():
         patches = batch.reshape(10, 3, 17, 17)
         descriptors, decoded = model(patches)
-    target = (Quarters()(patches) - statistics[0]) / statistics[1]
+    target = (Quarters()(patches) - mean) / std
     correlations = np.abs(np.corrcoef(descriptors.numpy(), rowvar=False)[np.triu_indices(3, 1)])
     redundancy = getattr(np, compactness)(correlations)
     expected = float(((decoded - target) ** 2).mean()) + weight * redundancy
-    assert found == pytest.approx(expected, rel=1e-4)
+    assert value == pytest.approx(expected, rel=1e-4)
 
 
 def test_validation_values():
@@ -168,11 +183,11 @@ def test_validation_values():
         descriptors, decoded = (values.numpy() for values in model(patches))
     variances = np.linalg.eigvalsh(np.cov(descriptors, rowvar=False))
     shares = variances / variances.sum()
-    found = teachers.validate(model, patches, targets)
-    assert found["distillation"] == pytest.approx(np.mean((decoded - targets.numpy()) ** 2), rel=1e-5)
+    value = teachers.validate(model, patches, targets)
+    assert value["distillation"] == pytest.approx(np.mean((decoded - targets.numpy()) ** 2), rel=1e-5)
     upper = np.corrcoef(descriptors, rowvar=False)[np.triu_indices(4, 1)]
-    assert found["compactness"] == pytest.approx(np.abs(upper).mean(), rel=1e-4)
-    assert found["effective_rank"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
+    assert value["compactness"] == pytest.approx(np.abs(upper).mean(), rel=1e-4)
+    assert value["effective_rank"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
     assert F.mse_loss(torch.zeros(300, 6), targets) == pytest.approx(1, abs=0.1)  # the mean feature's error
 
 
@@ -196,7 +211,7 @@ def without_seconds(history: list[dict]) -> list[dict]:
 
 def test_distillation_learns_and_compactness_spreads_it_over_the_dimensions(photographs, tmp_path, monkeypatch):
     """Towards features that a few steps are enough for."""
-    monkeypatch.setattr(teachers, "Backbone", Quarters)
+    monkeypatch.setattr(teachers, "FeatureExtractor", Quarters)
     rows = []
     for weight in (0.0, 1.0):
         config = replace(TINY, epochs=8, width=16, patches_per_image=16, compactness_weight=weight)
@@ -210,7 +225,7 @@ def test_distillation_learns_and_compactness_spreads_it_over_the_dimensions(phot
 
 def test_a_killed_distillation_resumes_to_the_same_history(photographs, tmp_path, killed_at):
     config = replace(TINY, epochs=2, batch_size=12, patches_per_image=4)
-    whole, expected = teachers.distill(config, tmp_path / "whole")
+    uninterrupted, expected = teachers.distill(config, tmp_path / "uninterrupted")
 
     calls = killed_at(teachers, 5)  # the second batch of the second epoch
     with pytest.raises(KeyboardInterrupt):
@@ -218,41 +233,5 @@ def test_a_killed_distillation_resumes_to_the_same_history(photographs, tmp_path
     resumed, history = teachers.distill(config, tmp_path / "killed")
     assert without_seconds(history) == without_seconds(expected) and len(history) == 2
     assert len(calls) == 5 + 3
-    states = whole.state_dict(), resumed.state_dict()
+    states = uninterrupted.state_dict(), resumed.state_dict()
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-
-
-def test_held_out_images_are_validated_on_and_not_trained_on(photographs, tmp_path, monkeypatch):
-    seen = {"train": set(), "validate": set()}
-    batches, fixed = teachers.training.Batches, teachers._fixed_patches
-
-    def recorded_batches(dataset, *arguments):
-        seen["train"] |= {path.stem for path in dataset.files}
-        return batches(dataset, *arguments)
-
-    def recorded_patches(files, *arguments):
-        seen["validate"] |= {path.stem for path in files}
-        patches = [fixed(files, *arguments) for _ in range(2)]
-        assert torch.equal(*patches) and len(patches[0]) == 16 * len(files)
-        return patches[0]
-
-    monkeypatch.setattr(teachers.training, "Batches", recorded_batches)
-    monkeypatch.setattr(teachers, "_fixed_patches", recorded_patches)
-    teachers.distill(replace(TINY, epochs=1, batch_size=36), tmp_path / "run")
-    assert seen["validate"] == {"00", "10", "20", "30"}
-    assert seen["train"] == {f"{number:02d}" for number in range(40)} - seen["validate"]
-
-
-def test_a_feature_dead_on_held_out_patches_does_not_drown_the_loss(photographs, tmp_path, monkeypatch):
-    """Its targets on the training patches would be a million times those of the others."""
-    features = teachers._features
-
-    def one_dead(*arguments):
-        found = features(*arguments)
-        found[:, 0] = 0
-        return found
-
-    monkeypatch.setattr(teachers, "Backbone", Quarters)
-    monkeypatch.setattr(teachers, "_features", one_dead)
-    _, history = teachers.distill(replace(TINY, epochs=1, batch_size=36), tmp_path / "run")
-    assert history[0]["loss"] < 1e6
