@@ -218,10 +218,10 @@ def _listed(values: tuple) -> str:
 
 
 def _is_split(percent: tuple) -> bool:
-    whole = all(type(share) is int and share >= 0 for share in percent)
-    return whole and len(percent) == 3 and sum(percent) == 100 and percent[0] > 0
+    are_counts = all(type(share) is int and share >= 0 for share in percent)
+    return are_counts and len(percent) == 3 and sum(percent) == 100 and percent[0] > 0
 
 
 def _is_range(sides: tuple, smallest: int) -> bool:
-    whole = len(sides) == 2 and all(type(side) is int for side in sides)
-    return whole and max(1, smallest) <= sides[0] <= sides[1]
+    is_pair = len(sides) == 2 and all(type(side) is int for side in sides)
+    return is_pair and max(1, smallest) <= sides[0] <= sides[1]

@@ -57,7 +57,7 @@ Splits = dict[str, list[Item]]
 
 # -------------------------------------------------------------------------------------------- splits
 def default_root(dataset: str) -> Path:
-    """Where a data set lies unless told otherwise."""
+    """Where a data set lies by default."""
     return settings.DATA_DIR / FOLDERS.get(dataset, dataset)
 
 

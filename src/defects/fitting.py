@@ -73,8 +73,8 @@ def train_teacher(
         net, history = teacher.distill(teacher_config, runs / path.stem, weights, images)
         checkpoints.save(path, net.state_dict(), half=True, config=teacher_config.plain(), extras={"history": history})
     content = checkpoints.load_finished(path)
-    kept = TeacherConfig.from_plain(content["config"])
-    same_run = {name: getattr(kept, name) for name in HOW_RUN}
+    stored = TeacherConfig.from_plain(content["config"])
+    same_run = {name: getattr(stored, name) for name in HOW_RUN}
     checkpoints.require_same_config(replace(teacher_config, **same_run), content, path)
     net = PatchNet(patch_size, config.descriptor, config.teacher_width)
     checkpoints.load_weights(net, content["weights"], path)

@@ -463,11 +463,11 @@ def test_inverted_masks_are_refused(tmp_path):
 
 
 def test_damaged_files_are_named(tmp_path):
-    whole = write(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8))
-    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:900])
+    intact = write(tmp_path / "intact.png", np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8))
+    (tmp_path / "cut.png").write_bytes(intact.read_bytes()[:900])
     (tmp_path / "text.png").write_text("no image")
     for name in ("cut.png", "text.png", "missing.png"):
-        item, masked = data.Item(tmp_path / name), data.Item(whole, "hole", tmp_path / name)
+        item, masked = data.Item(tmp_path / name), data.Item(intact, "hole", tmp_path / name)
         for broken in (item, masked):
             assert name in error_of(lambda broken=broken: data.DefectDataset([broken], tmp_path)[0])
 

@@ -410,8 +410,8 @@ def test_the_data_set_view_shows_truth_and_masks(opened, evaluation):
     opened.run("scrollTo(0, document.body.scrollHeight)")
     masks = "[...document.querySelectorAll('#dataset .mask')].map(each => each.naturalWidth > 0)"
     opened.wait_for(masks, [record["mask_path"] is not None for record in images])
-    told = opened.run("byId('categories').innerText")
-    assert "6 normal, 6 anomalous: hole 3, scratch 3; masks: 6" in told and "masks: 5" in told
+    summary = opened.run("byId('categories').innerText")
+    assert "6 normal, 6 anomalous: hole 3, scratch 3; masks: 6" in summary and "masks: 5" in summary
 
 
 # --- by keyboard alone ----------------------------------------------------------------------------------------

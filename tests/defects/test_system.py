@@ -21,6 +21,7 @@ from src.system import Trained
 from tests.defects.conftest import TEXTURE_COUNTS, TINY, redirect
 
 HEADLINE = ("image_auroc", "pixel_auroc", "pixel_aupr", "aupro", "precision", "recall", "f1")
+COMMITTED = settings.ROOT / "assets/weights/defects"
 PROVENANCE = ("command", "git_revision", "config", "seed", "data", "protocol", "wall_time", "device")
 
 
@@ -207,7 +208,7 @@ def test_a_new_teacher_is_kept_in_the_folder_named(project, tmp_path):
 )
 def test_committed_teachers_are_used(no_distillation, tmp_path, name, config):
     assert defects.teacher_path(config, 33).stem == name
-    net, history = defects.train_teacher(config, 33, None, tmp_path)
+    net, history = defects.train_teacher(config, 33, None, tmp_path, teachers=COMMITTED)
     assert net.descriptor == 128 and len(history) == config.teacher_epochs
 
 
@@ -219,7 +220,7 @@ def test_checkpoints_of_earlier_versions_are_read():
     old = TINY.teacher_config(33).plain() | {"augmentation": "user"}
     assert TeacherConfig.from_plain(old).augmentation == "flip_rotate"
     for name in ("mini", "magnetic_tile"):
-        trained = system.load(defects, Path("assets/weights/defects").absolute() / f"{name}.pth", TINY)
+        trained = system.load(defects, COMMITTED / f"{name}.pth", TINY)
         assert trained.config.dataset == name and set(trained.calibration) == set(trained.extras["thresholds"])
 
 
@@ -273,8 +274,7 @@ def test_other_layouts_are_scored_alike(one_category, layouts, textures_root, ca
 def test_masks_that_mark_nothing_or_all_but_the_defects(one_category, layouts, capsys):
     complete = measure(one_category, layouts["folder"], "folder")[0]
     masks = sorted((layouts["folder"] / "masks").iterdir())
-    kept = np.array(Image.open(masks[0]))
-    Image.fromarray(kept * 0).save(masks[0])
+    Image.fromarray(np.array(Image.open(masks[0])) * 0).save(masks[0])
     metrics = measure(one_category, layouts["folder"], "folder")[0]
     assert metrics["image_auroc"] == complete["image_auroc"] and metrics["images"] == complete["images"]
     assert metrics["pixel_aupr"] != complete["pixel_aupr"]
