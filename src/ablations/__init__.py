@@ -90,7 +90,7 @@ def require_same_table(bench_name: str, name: str, entry: Any, record: dict) -> 
         return
     bench, base = BENCHES[bench_name], BENCHES[bench_name].base
     measured = type(base)().plain() | base.current(record["base"]) | {"seed": base.seed}
-    if record["changes"] != described(bench, entry)["changes"] or checkpoints.config_differences(
+    if base.current(record["changes"]) != described(bench, entry)["changes"] or checkpoints.config_differences(
         base.plain(), measured
     ):
         path = records.record_path("ablations", f"{bench_name}/{name}")
