@@ -128,17 +128,11 @@ def augment(images: torch.Tensor, size: tuple[int, int], scale: float = 0.25, sh
 
 
 # ------------------------------------------------------------------------------------------------ heads
-def _expect(features: torch.Tensor, width: int, head: str) -> None:
-    if features.ndim != 3 or features.shape[2] != width:
-        raise ValueError(f"{head} expects features (sets, images, {width}), not {tuple(features.shape)}")
-
-
 class SetAttention(nn.Module):
     """One block of multi-head attention over the set, and one MLP for every position."""
 
     def __init__(self, features: int, width: int, heads: int = 4, dropout: float = 0.1):
         super().__init__()
-        self.features = features
         self.project = nn.Identity() if features == width else nn.Linear(features, width)
         self.attention = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
         self.norm = nn.LayerNorm(width)
@@ -150,7 +144,6 @@ class SetAttention(nn.Module):
         )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        _expect(features, self.features, "SetAttention")
         x = self.project(features)
         x = x + self.attention(x, x, x, need_weights=False)[0]
         return self.score(self.norm(x))[..., 0]
@@ -166,7 +159,6 @@ class SetTransformer(nn.Module):
 
     def __init__(self, features: int, width: int = 256, layers: int = 4, heads: int = 4, dropout: float = 0.1):
         super().__init__()
-        self.features = features
         self.project = nn.Sequential(nn.LayerNorm(features), nn.Dropout(dropout), nn.Linear(features, width))
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(width, heads, 2 * width, dropout, batch_first=True, norm_first=True)
@@ -175,7 +167,6 @@ class SetTransformer(nn.Module):
         self.score = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        _expect(features, self.features, "SetTransformer")
         x = self.project(features)
         for layer in self.layers:
             x = layer(x)
@@ -201,11 +192,9 @@ class ClassPosterior(nn.Module):
 
     def __init__(self, features: int, classes: int):
         super().__init__()
-        self.features = features
         self.classifier = nn.Linear(features, classes)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        _expect(features, self.features, "ClassPosterior")
         log_p = self.classifier(features).float().log_softmax(2)
         others = log_p.sum(1, keepdim=True) - log_p
         return torch.logsumexp(others + torch.log1p(-log_p.exp().clamp(max=1 - 1e-6)), 2)
@@ -216,7 +205,7 @@ class FlatMLP(nn.Module):
 
     def __init__(self, features: int, size: int, width: int, dropout: float = 0.1):
         super().__init__()
-        self.features, self.size = features, size
+        self.size = size
         self.layers = nn.Sequential(
             nn.Linear(size * features, width),
             nn.ReLU(),
@@ -225,9 +214,6 @@ class FlatMLP(nn.Module):
         )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        _expect(features, self.features, "FlatMLP")
-        if features.shape[1] != self.size:
-            raise ValueError(f"FlatMLP was made for sets of {self.size} images, not {features.shape[1]}")
         return self.layers(features.flatten(1))
 
 
