@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,11 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
+from src.images import read_image
 from src.labelled import Labelled
 from src.plots import COLORS, SCORE_MAP, WIDTH
-from src.series import evaluation
+from src.series import envelope, evaluation
 from src.series.data import class_names
 from src.series.model import activation_maps
+from src.synthetic import series_plots, series_raster
 from src.system import Trained
 
 LINE, EVENT = COLORS[0], COLORS[1]
@@ -139,6 +142,43 @@ def activations(net: nn.Module, items: torch.Tensor, titles: Sequence[str], even
         for start, stop in events[index] if len(events) else ():
             above.axvspan(start, max(stop, start + 0.004), color=EVENT, alpha=0.3, linewidth=0)
         show_map(below, activation_map)
+    return figure
+
+
+def events_by_strength(net: nn.Module, plots: Labelled, known: Sequence[dict], names: Sequence[str]) -> Figure:
+    """Of each class named, the plots with the strongest and the weakest event, over their activation maps.
+
+    ``known``: what the generator says of each plot, with the event's signal-to-noise ratio ``snr`` in dB.
+    """
+    chosen = []
+    for label in map(plots.classes.index, names):
+        of_class = torch.where(plots.labels == label)[0].tolist()
+        by_strength = sorted(of_class, key=lambda k: known[k]["snr"])
+        chosen += [by_strength[-1], by_strength[0]]
+    titles = [f"{short(plots.classes[int(plots.labels[k])])}, {known[k]['snr']:.0f} dB" for k in chosen]
+    events = [[np.divide(span, known[k]["length"]) for span in known[k]["events"]] for k in chosen]
+    return activations(net, plots.items[chosen], titles, events)
+
+
+def matplotlib_plot(values: np.ndarray) -> np.ndarray:
+    """The plot of a series (n,) as matplotlib draws it: uint8 (H,W,3)."""
+    with TemporaryDirectory() as folder:
+        series_plots.draw(values, Path(folder) / "plot.png")
+        return read_image(Path(folder) / "plot.png")
+
+
+def renderings(values: np.ndarray) -> Figure:
+    """A series (n,) drawn by matplotlib and by the rasteriser, and the envelope of its line."""
+    raster = series_raster.picture(values, (series_raster.HEIGHT, series_raster.WIDTH))
+    items = {
+        "matplotlib": matplotlib_plot(values).transpose(2, 0, 1),
+        "rasteriser": raster,
+        "line envelope": envelope.of_series(values),
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.4))
+    for axis, (title, item) in zip(axes, items.items(), strict=True):
+        show(axis, torch.from_numpy(np.ascontiguousarray(item)))
+        axis.set_title(title)
     return figure
 
 

@@ -161,3 +161,18 @@ def test_of_each_class_that_is_there_the_surest_plot_is_shown(trained, root, mon
     assert set(series.draw(trained, root, "plots")) == DRAWN
     assert torch.equal(shown_items["items"], plots.items[[1, 2, 5]])
     assert shown_items["titles"] == [figures.short(CLASSES[k]) for k in (0, 4, 8)]
+
+
+def test_events_by_strength_show_the_strongest_and_the_weakest_of_a_class():
+    plots = labelled(envelopes(4), [1, 2, 2, 2], ABC)
+    known = [{"snr": snr, "length": 100, "events": [(50, 51)]} for snr in (99, 20, 40, 10)]
+    net = series.build_net(series.Config(width=4)).eval()
+    figure = figures.events_by_strength(net, plots, known, ["point_anomaly"])
+    titles = [axis.get_title() for axis in visible(figure) if axis.get_title()]
+    assert titles == ["point anom., 40 dB", "point anom., 10 dB"]
+
+
+def test_renderings_show_a_series_in_three_ways():
+    figure = figures.renderings(np.sin(np.arange(200) / 9))
+    assert [axis.get_title() for axis in figure.axes] == ["matplotlib", "rasteriser", "line envelope"]
+    assert [len(axis.images) for axis in figure.axes] == [1, 1, 0]
