@@ -1,6 +1,7 @@
 """Training: what is written, kill and resume, folds that are held out, and where networks start from."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,8 +118,10 @@ def test_a_run_of_another_config_or_of_other_plots_is_not_resumed(root, tmp_path
     run, out = trained.source.parent / "run", tmp_path / "out.pth"
     with pytest.raises(checkpoints.CheckpointError, match="last.pth was made with another config:\n  lr: 0.003 in the"):
         series.train(replace(TINY, lr=5e-4), root, run_dir=run, out=out)
-    with pytest.raises(checkpoints.CheckpointError, match="last.pth"):
-        series.train(TINY, root / "train", run_dir=run, out=out)
+    shutil.copytree(root / "train", tmp_path / "copy/train")
+    shutil.copy(root / "train/volatility/000.png", tmp_path / "copy/train/volatility/001.png")
+    with pytest.raises(checkpoints.CheckpointError, match="run holds a run on other data: move .* away"):
+        series.train(TINY, tmp_path / "copy", run_dir=run, out=out)
 
 
 # --------------------------------------------------------------------------------------- cross-validation
