@@ -76,6 +76,21 @@ def descriptor_colors(
     return colors
 
 
+def descriptors_grid(trained: Trained, images: dict[str, DefectDataset], kind: str) -> Figure:
+    """Image, descriptors of teacher and students as colours, and score: of each category's last defect of a kind.
+
+    A category without that kind shows its last image.
+    """
+    rows = []
+    for category, dataset in images.items():
+        chosen = [item for item in dataset.items if item.defect == kind] or dataset.items
+        (item,) = scored(trained, category, DefectDataset(chosen[-1:], dataset.root))
+        colors = descriptor_colors(trained.model, category, item.image, trained.config)
+        threshold = trained.extras["thresholds"][category]["value"]
+        rows.append([outlined(item), *colors.values(), item.heat(threshold)])
+    return plots.image_grid(rows, ("image", "teacher", "students' mean", "score"), list(images), WIDTH)
+
+
 def heatmap_grid(items: Sequence[Scored], thresholds: Sequence[float]) -> Figure:
     """Image with its defect outlined, z-scored error and uncertainty, and the score from 0 to 1.5 x the threshold."""
     rows, names = [], []

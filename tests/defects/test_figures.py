@@ -267,3 +267,13 @@ def test_students_that_know_the_teacher_have_its_colours(textures_root):
         net.load_state_dict(model.teachers["33"].state_dict())
     teacher, students = figures.descriptor_colors(model, "fabric", sample["image"], TINY).values()
     assert np.array_equal(teacher, students) and np.array_equal(teacher, before)
+
+
+def test_descriptors_are_shown_of_the_last_defect_of_a_kind(untrained, textures_root):
+    images = {name: splits["test"] for name, splits in defects.datasets(TINY, textures_root).items()}
+    figure = figures.descriptors_grid(untrained, images, "hole")
+    assert [axis.get_ylabel() for axis in figure.axes[::4]] == list(images)
+    category, dataset = next(iter(images.items()))
+    last = [item for item in dataset.items if item.defect == "hole"][-1:]
+    (item,) = figures.scored(untrained, category, data.DefectDataset(last, dataset.root))
+    assert np.array_equal(figure.axes[0].images[0].get_array(), figures.outlined(item))
