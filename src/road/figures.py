@@ -10,7 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from src import plots, system
+from src.backbones import denormalize
 from src.metrics import ranking
+from src.road import outliers
+from src.road.config import Config
 from src.road.data import (
     ANOMALY_COLOR,
     IGNORE,
@@ -30,6 +33,7 @@ from src.road.scores import (
     standardized_max_logits,
     suppress_boundaries,
 )
+from src.road.transforms import Augment
 
 CORRECT, WRONG, UNLABELLED = (235, 235, 235), (213, 94, 0), (255, 255, 255)
 SHOWN_SCORES = ("max_logit", "sml", "outlier", "combined")
@@ -162,6 +166,20 @@ def score_grid(
             panels.append(plots.heat(values, *np.percentile(values, (1, 99))))
         rows.append(panels)
     return plots.image_grid(rows, ("input", *(name.replace("_", " ") for name in maps[0])))
+
+
+def pasted_examples(dataset: RoadDataset, config: Config, indices: Sequence[int]) -> Figure:
+    """Training views of the outlier head, each beside the mask of what was pasted into it."""
+    augment = Augment(config.augmentation, len(dataset.classes), config.image_size, config.crop_size)
+    paste = outliers.PastedAnomalies(augment, outliers.JITTERED_SHARE)
+    panels = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        for index in indices:
+            view = paste(dataset[index])
+            pixels = (255 * denormalize(view["image"]).clamp(0, 1)).byte()
+            panels += [pixels.permute(1, 2, 0).numpy(), plots.heat(np.float32(view["mask"] == 1), 0, 1)]
+    return plots.image_grid([panels], len(indices) * ("training view", "pasted pixels"))
 
 
 def sml_stages(logits: torch.Tensor, statistics: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
