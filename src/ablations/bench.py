@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from src import settings
+from src import settings, system
 
 FRESH_SEED = 7  # of the images that road and defects are judged on
 REMOVED = "removed"  # a variant that helped nowhere and is gone from the code: its record stays, and is not run again
@@ -34,7 +34,7 @@ class Bench:
     @property
     def needs(self) -> Path:
         """The folder of the data set that the bench learns from."""
-        return self.system.default_root(self.base.dataset)
+        return system.default_root(self.system, self.base.dataset)
 
 
 def fresh_root(system: str) -> Path:
