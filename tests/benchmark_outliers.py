@@ -85,12 +85,12 @@ def training_cells(trained, train) -> tuple[dict[str, torch.Tensor], torch.Tenso
         one = features(trained, sample["image"])
         size = one["decoder"].shape[1:]
         mask = F.interpolate(sample["mask"][None].float(), size, mode="nearest-exact").flatten().long()
-        kept = (mask != data.IGNORE).nonzero()[:, 0]
-        kept = kept[torch.randperm(len(kept), generator=generator)[:CELLS]]
-        labels.append(mask[kept])
+        labelled = (mask != data.IGNORE).nonzero()[:, 0]
+        labelled = labelled[torch.randperm(len(labelled), generator=generator)[:CELLS]]
+        labels.append(mask[labelled])
         for name in one:
             if name.startswith(("decoder", "tap")):
-                cells.setdefault(name, []).append(one[name].flatten(1).T.cpu()[kept])
+                cells.setdefault(name, []).append(one[name].flatten(1).T.cpu()[labelled])
     return {name: torch.cat(parts) for name, parts in cells.items()}, torch.cat(labels)
 
 

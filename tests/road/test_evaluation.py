@@ -199,9 +199,11 @@ def test_void_counts_nowhere(camvid_root):
 def test_pooled_numbers(case, name):
     score, truth = case.score(name), case.masks == ANOMALY
     assert_equal(case.metrics["protocols"]["pooled"][name], reference(score.ravel(), truth.ravel()), RANKING_ERROR)
-    kept = ~np.isin(case.masks, (0, 3))
+    required, pooled = ~np.isin(case.masks, (0, 3)), case.metrics["protocols"]["pooled_ignoring_0_3"]
     assert_equal(
-        case.metrics["protocols"]["pooled_ignoring_0_3"][name], reference(score[kept], truth[kept]), RANKING_ERROR
+        case.metrics["protocols"]["pooled_ignoring_0_3"][name],
+        reference(score[required], truth[required]),
+        RANKING_ERROR,
     )
     assert case.metrics["protocols"]["pooled"][name]["largest_error"] < 0.01
 
@@ -209,13 +211,13 @@ def test_pooled_numbers(case, name):
 @pytest.mark.parametrize("name", evaluation.SCORE_NAMES)
 @pytest.mark.parametrize("ignored, protocol", [((), "per_image"), ((0, 3), "per_image_ignoring_0_3")])
 def test_per_image_numbers_skip_images_without_anomaly(case, name, ignored, protocol):
-    score, kept = case.score(name), ~np.isin(case.masks, ignored)
-    rows = [reference(score[i][kept[i]], case.masks[i][kept[i]] == ANOMALY) for i in range(len(AREAS))]
-    found = case.metrics["protocols"][protocol][name]
-    assert_equal(found, {key: np.mean([row[key] for row in rows]) for key in rows[0]} | {"images": len(AREAS)})
-    low, high = found["aupr_interval"]
+    score, required = case.score(name), ~np.isin(case.masks, ignored)
+    rows = [reference(score[i][required[i]], case.masks[i][required[i]] == ANOMALY) for i in range(len(AREAS))]
+    row_of_score = case.metrics["protocols"][protocol][name]
+    assert_equal(row_of_score, {key: np.mean([row[key] for row in rows]) for key in rows[0]} | {"images": len(AREAS)})
+    low, high = row_of_score["aupr_interval"]
     spread = 1.96 * np.std([row["aupr"] for row in rows]) / len(rows) ** 0.5  # of a mean, were it normal
-    assert (found["aupr"] - low, high - found["aupr"]) == pytest.approx((spread, spread), rel=0.35)
+    assert (row_of_score["aupr"] - low, high - row_of_score["aupr"]) == pytest.approx((spread, spread), rel=0.35)
 
 
 def test_headline_is_the_pooled_score_named(case):
@@ -321,12 +323,12 @@ def test_statistics_of_each_split_by_predicted_class(calibrated):
     logits, _, _, calibration = calibrated
     for split, part in (("train", logits[:3]), ("val", logits[3:])):
         best, prediction = part.max(1), part.argmax(1)
-        found = calibration["statistics"][split]
-        assert found["count"].tolist() == np.bincount(prediction.ravel(), minlength=13).tolist()
+        statistics = calibration["statistics"][split]
+        assert statistics["count"].tolist() == np.bincount(prediction.ravel(), minlength=13).tolist()
         for label in (4, 7):
             values = best[prediction == label]
-            assert found["mean"][label].item() == pytest.approx(values.mean(), rel=1e-4)
-            assert found["std"][label].item() == pytest.approx(values.std(), rel=1e-4)
+            assert statistics["mean"][label].item() == pytest.approx(values.mean(), rel=1e-4)
+            assert statistics["std"][label].item() == pytest.approx(values.std(), rel=1e-4)
 
 
 def test_thresholds_let_five_per_cent_of_normal_validation_pixels_through(calibrated):
@@ -389,9 +391,9 @@ def test_sample_report(case):
         iou = jaccard_score(truth, guess, labels=np.unique(truth), average="macro")
         assert_equal(row, {"mIoU": iou, "accuracy": (truth == guess).mean(), "confidence": item.confidence.mean()})
     accuracies = [row["accuracy"] for row in rows.values()]
-    found = {label: entry["accuracy"] for label, entry in summary.items()}
+    accuracy = {label: entry["accuracy"] for label, entry in summary.items()}
     expected = {"mean": np.mean(accuracies), "std": np.std(accuracies), "min": min(accuracies), "max": max(accuracies)}
-    assert found == pytest.approx(expected)
+    assert accuracy == pytest.approx(expected)
 
 
 # -------------------------------------------------------------------------------------------- figures

@@ -115,8 +115,8 @@ def test_imagenet_file_fills_the_backbone_alone(tmp_path, name, options, prefix)
     model = built(name, 16)
     head = model.classifier[4].weight.clone()
     models.load_pretrained(model, name, "imagenet", tmp_path / "imagenet.pth")
-    own = model.backbone.state_dict()
-    assert own and all(torch.equal(tensor, state[prefix + key]) for key, tensor in own.items())
+    filled = model.backbone.state_dict()
+    assert filled and all(torch.equal(tensor, state[prefix + key]) for key, tensor in filled.items())
     assert torch.equal(model.classifier[4].weight, head)
 
 
@@ -216,19 +216,19 @@ def test_logits_come_at_the_size_asked_for(size):
 
 # ------------------------------------------------------------------------ starting from another run's weights
 def test_weights_of_another_data_set_give_all_but_the_rows_of_new_classes(tiny_weights, capsys):
-    theirs, own = ([entry.name for entry in data.KINDS[name].classes] for name in ("mini", "cityscapes"))
+    theirs, classes = ([entry.name for entry in data.KINDS[name].classes] for name in ("mini", "cityscapes"))
     given = checkpoints.load(tiny_weights)["weights"]
     config = road.Config(dataset="cityscapes", width=0.25, image_size=(48, 80), pretrained="imagenet")
     model, fresh = road.build_model(config), road.build_model(config).state_dict()
     fitting.start_from(model, config, tiny_weights)
     state = model.state_dict()
     for head in ("classifier.4", "aux_classifier.4"):
-        for row, name in enumerate(own):
+        for row, name in enumerate(classes):
             expected = given[f"{head}.bias"][theirs.index(name)] if name in theirs else fresh[f"{head}.bias"][row]
             assert state[f"{head}.bias"][row] == expected
     others = [name for name in state if ".4." not in name or name.startswith("backbone")]
     assert all(torch.equal(state[name], given[name]) for name in others)
-    shared = [name for name in own if name in theirs]
+    shared = [name for name in classes if name in theirs]
     assert len(shared) == 9 and f"{len(shared)} of 19 classes: {', '.join(shared)}" in capsys.readouterr().out
 
 

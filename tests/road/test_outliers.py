@@ -122,13 +122,13 @@ def test_views_say_what_is_pasted_what_is_not_and_what_nobody_knows():
         view = augment(sample())
         image, where = outliers.paste(view["image"])
         torch.manual_seed(seed)
-        found = outliers.PastedAnomalies(augment, 0.0)(sample())
-        assert found.keys() == {"image", "mask"} and torch.equal(found["image"], image)
-        assert found["image"].dtype == torch.float32 and found["mask"].dtype == torch.int64
-        assert found["mask"].shape == (24, 40) and set(found["mask"].unique().tolist()) <= {0, 1, IGNORE}
-        assert torch.equal(found["mask"] == 1, where)  # an object hides what is void
-        assert torch.equal(found["mask"] == IGNORE, (view["mask"] == IGNORE) & ~where)
-        seen |= set(found["mask"].unique().tolist())
+        pasted_view = outliers.PastedAnomalies(augment, 0.0)(sample())
+        assert pasted_view.keys() == {"image", "mask"} and torch.equal(pasted_view["image"], image)
+        assert pasted_view["image"].dtype == torch.float32 and pasted_view["mask"].dtype == torch.int64
+        assert pasted_view["mask"].shape == (24, 40) and set(pasted_view["mask"].unique().tolist()) <= {0, 1, IGNORE}
+        assert torch.equal(pasted_view["mask"] == 1, where)  # an object hides what is void
+        assert torch.equal(pasted_view["mask"] == IGNORE, (view["mask"] == IGNORE) & ~where)
+        seen |= set(pasted_view["mask"].unique().tolist())
     assert seen == {0, 1, IGNORE}
 
 
@@ -138,10 +138,10 @@ def test_another_camera_changes_colours_and_leaves_things_in_place():
     before, (black, white) = image.clone(), normalize(torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, 3, 1, 1))
     for seed in range(20):
         torch.manual_seed(seed)
-        found = outliers.photometric_jitter(image)
-        assert torch.equal(image, before) and found.shape == image.shape and found.dtype == torch.float32
-        assert (found >= black - 1e-5).all() and (found <= white + 1e-5).all()
-        assert found[:, 12:28, 22:38].mean() > found[:, 32:].mean() + 0.05  # what was brighter still is
+        jittered = outliers.photometric_jitter(image)
+        assert torch.equal(image, before) and jittered.shape == image.shape and jittered.dtype == torch.float32
+        assert (jittered >= black - 1e-5).all() and (jittered <= white + 1e-5).all()
+        assert jittered[:, 12:28, 22:38].mean() > jittered[:, 32:].mean() + 0.05  # what was brighter still is
         views = []
         for share in (0.0, 1.0, 1.0):
             torch.manual_seed(seed)
@@ -221,11 +221,11 @@ def test_validation_is_the_aupr_of_all_known_pixels_pooled():
     scores += masks == 1
     views = [{"image": torch.from_numpy(s)[None], "mask": torch.from_numpy(m)}
              for s, m in zip(scores, masks, strict=True)]  # fmt: skip
-    found = outliers.validate(lambda image: image[:, 0], views, lambda image: image, config)
+    metrics = outliers.validate(lambda image: image[:, 0], views, lambda image: image, config)
     known = masks != IGNORE
-    assert found == {"aupr": pytest.approx(average_precision_score(masks[known] == 1, scores[known]), abs=1e-6)}
+    assert metrics == {"aupr": pytest.approx(average_precision_score(masks[known] == 1, scores[known]), abs=1e-6)}
     coarse = outliers.validate(lambda image: image[:, 0, ::4, ::4], views, lambda image: image, config)
-    assert 0 < coarse["aupr"] != found["aupr"]
+    assert 0 < coarse["aupr"] != metrics["aupr"]
 
 
 # ------------------------------------------------------------------------------------------------- training
@@ -294,14 +294,14 @@ def test_validation_images_are_spread_over_the_split(flat, monkeypatch, limit, c
 
 def test_a_killed_training_resumes_to_the_same_weights(flat, tmp_path, killed_at):
     config = replace(HEADED, outlier_epochs=2)
-    whole, resumed = road.build_model(config), road.build_model(config)
-    expected = outliers.fit(whole, flat["train"], flat["val"], config, tmp_path / "whole")
+    uninterrupted, resumed = road.build_model(config), road.build_model(config)
+    expected = outliers.fit(uninterrupted, flat["train"], flat["val"], config, tmp_path / "uninterrupted")
 
     calls = killed_at(outliers, 5)  # the second batch of the second epoch
     with pytest.raises(KeyboardInterrupt):
         outliers.fit(resumed, flat["train"], flat["val"], config, tmp_path / "killed")
     history = outliers.fit(resumed, flat["train"], flat["val"], config, tmp_path / "killed")
-    assert len(calls) == 5 + 3 and same(resumed.state_dict(), whole.state_dict())
+    assert len(calls) == 5 + 3 and same(resumed.state_dict(), uninterrupted.state_dict())
     assert [{**row, "seconds": 0} for row in history] == [{**row, "seconds": 0} for row in expected]
 
 

@@ -389,8 +389,8 @@ def test_score_maps_names_its_maps_and_its_errors():
     with pytest.raises(ValueError, match="units"):
         scores.score_maps(logits, given, ("combined",), outlier)
     units = {"outlier": [0.5, 2.0], "energy": [-1.0, 4.0]}
-    found = scores.score_maps(logits, None, ("combined",), outlier, units)["combined"]
-    torch.testing.assert_close(found, (outlier - 0.5) / 2 + 2 * (1 - logits.logsumexp(1)) / 4)
+    combined = scores.score_maps(logits, None, ("combined",), outlier, units)["combined"]
+    torch.testing.assert_close(combined, (outlier - 0.5) / 2 + 2 * (1 - logits.logsumexp(1)) / 4)
     with pytest.raises(ValueError, match="nonsense"):
         scores.score_maps(logits, given, ("nonsense",))
 
