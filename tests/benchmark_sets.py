@@ -28,6 +28,7 @@ from tests.benchmarking import run
 
 CLASSES, BATCH, ROUNDS, WORKERS = 100, 32, 5, (0, 2)
 SEED = 0
+NAMES = tuple(map(str, range(CLASSES)))
 PROTOCOL = "wall time, median of five rounds in which the ways take turns, after one that warms up"
 HEADS = {"attention": partial(SetAttention, width=512), "transformer": SetTransformer}
 
@@ -52,7 +53,7 @@ class OneByOne(Dataset):
 
 def index_tensors(features: torch.Tensor, labels: torch.Tensor, batches: int) -> Callable[[], Iterator]:
     """A call that gives the batches of one round, drawn and gathered on the device."""
-    features, sampler = features.to(settings.DEVICE), Sampler(labels.to(settings.DEVICE))
+    features, sampler = features.to(settings.DEVICE), Sampler(labels.to(settings.DEVICE), NAMES)
     generator = torch.Generator(settings.DEVICE).manual_seed(0)
 
     def draw() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -65,8 +66,13 @@ def index_tensors(features: torch.Tensor, labels: torch.Tensor, batches: int) ->
 
 def loader(features: torch.Tensor, labels: torch.Tensor, batches: int, workers: int) -> DataLoader:
     """The batches of one round, put together set by set."""
-    return DataLoader(OneByOne(features, labels, batches * BATCH), BATCH, num_workers=workers,
-                      persistent_workers=workers > 0, pin_memory=settings.DEVICE.type == "cuda")  # fmt: skip
+    return DataLoader(
+        OneByOne(features, labels, batches * BATCH),
+        BATCH,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=settings.DEVICE.type == "cuda",
+    )
 
 
 def seconds(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
@@ -76,8 +82,8 @@ def seconds(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
         for name, batches in ways.items():
             start = time.perf_counter()
             for batch in batches():
-                found = training.to_device(batch)
-            float(found[0].sum())  # a GPU has then done its work
+                moved = training.to_device(batch)
+            float(moved[0].sum())  # a GPU has then done its work
             if turn:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(taken) for name, taken in times.items()}
@@ -104,7 +110,7 @@ def measure(images: int, width: int, batches: int) -> dict:
     random.seed(SEED)
     torch.manual_seed(SEED)
     features, labels = torch.randn(images, width), torch.arange(images) % CLASSES
-    check(Sampler(labels).draw(1000, torch.Generator().manual_seed(SEED)), labels)
+    check(Sampler(labels, NAMES).draw(1000, torch.Generator().manual_seed(SEED)), labels)
     ways: dict[str, Callable] = {"index_tensors": index_tensors(features, labels, batches)}
     for workers in WORKERS:
         made = loader(features, labels, batches, workers)
@@ -112,8 +118,10 @@ def measure(images: int, width: int, batches: int) -> dict:
     taken = {name: 1e6 * time / (batches * BATCH) for name, time in seconds(ways).items()}
     own, steps = taken["index_tensors"], {}
     for name, make in HEADS.items():
-        whole = training_rounds(ways, make, width)
-        steps[name] = {way: time / whole["index_tensors"] for way, time in whole.items() if way != "index_tensors"}
+        seconds_of = training_rounds(ways, make, width)
+        steps[name] = {
+            way: time / seconds_of["index_tensors"] for way, time in seconds_of.items() if way != "index_tensors"
+        }
     return {
         "us_per_set": taken,
         "times_faster": {name: time / own for name, time in taken.items() if name != "index_tensors"},
@@ -134,16 +142,16 @@ def measured(options) -> tuple[dict, dict, dict]:
     return {"seed": SEED}, data, measure(options.images, options.width, options.batches)
 
 
-def show(found: dict) -> None:
+def show(metrics: dict) -> None:
     for kind in ("us_per_set", "times_faster"):
-        print(kind, "  ".join(f"{name} {value:.1f}" for name, value in found[kind].items()))
-    print("training", found["training_times_faster"])
+        print(kind, "  ".join(f"{name} {value:.1f}" for name, value in metrics[kind].items()))
+    print("training", metrics["training_times_faster"])
 
 
 def main() -> None:
     """Record: assets/results/sets/assembly_speed.json."""
-    options = {name: {"type": int, "default": value}
-               for name, value in (("images", 50_000), ("width", 512), ("batches", 300))}  # fmt: skip
+    defaults = {"images": 50_000, "width": 512, "batches": 300}
+    options = {name: {"type": int, "default": value} for name, value in defaults.items()}
     run("tests.benchmark_sets", __doc__, options, measured, show, PROTOCOL)
 
 

@@ -73,7 +73,7 @@ def measure_head(
     composition = check(sets, images.labels)
     scores = scores_of(head, image_features, sets.indices)
     rank = ranks(scores, sets.position)
-    baselines = {name: scores_of(rule, image_features, sets.indices) for name, rule in BASELINES.items()}
+    baselines = {name: scores_of(score, image_features, sets.indices) for name, score in BASELINES.items()}
     return {
         **accuracy(scores, sets.position),
         "top1_interval": mean_interval(rank < 1),
@@ -81,7 +81,7 @@ def measure_head(
         "chance": 1 / size,
         "composition": composition,
         "classes": len(images.labels.unique()),
-        "baselines": {name: accuracy(of_rule, sets.position) for name, of_rule in baselines.items()},
+        "baselines": {name: accuracy(values, sets.position) for name, values in baselines.items()},
         "per_class": per_class(rank, sets, images),
         "hardest_pairs": hardest_pairs(rank, sets, images),
         "sizes": by_size(head, image_features, images, count, seed),
@@ -91,13 +91,16 @@ def measure_head(
 
 @torch.inference_mode()
 def scores_of(
-    rule: Callable[[torch.Tensor], torch.Tensor], image_features: torch.Tensor, indices: torch.Tensor, batch: int = 500
+    scorer: Callable[[torch.Tensor], torch.Tensor],
+    image_features: torch.Tensor,
+    indices: torch.Tensor,
+    batch: int = 500,
 ) -> torch.Tensor:
     """Scores (B,N) on the CPU that a head or a baseline gives the sets (B,N) of images with features (M,F)."""
-    if isinstance(rule, nn.Module):
-        rule = rule.to(settings.DEVICE).eval()
+    if isinstance(scorer, nn.Module):
+        scorer = scorer.to(settings.DEVICE).eval()
     image_features = image_features.to(settings.DEVICE)
-    return torch.cat([rule(image_features[part.to(settings.DEVICE)]).float().cpu() for part in indices.split(batch)])
+    return torch.cat([scorer(image_features[part.to(settings.DEVICE)]).float().cpu() for part in indices.split(batch)])
 
 
 def ranks(scores: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
