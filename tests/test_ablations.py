@@ -9,22 +9,28 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from src import ablations, checkpoints, defects, records, road, settings, training
+from src import ablations, checkpoints, defects, records, road, settings, system
 from src.__main__ import main
 from src.ablations.bench import REMOVED, Bench
+from src.ablations.defects import evaluate_on
+from src.ablations.road import sml_parts
+from src.config import SystemConfig
+from src.defects.scores import HEADLINE, SCORES
+from src.road.data import open_split
+from src.synthetic import street_scenes, textures
 
 COMMITTED = Path(records.__file__).parents[1] / "assets/results/ablations"
 
 
 @dataclass(frozen=True)
-class Config(training.TrainingConfig):
+class Config(SystemConfig):
     REMOVED = {"wide": False}
 
     size: int = 1
     deep: bool = False
 
 
-def judge(trained) -> dict:
+def evaluate(trained) -> dict:
     value = trained.config.size + trained.config.seed / 100
     return {"metrics": {"gain": value, "loss": -value}, "scoring": {"rule": {"plain": value, "clever": value + 1}}}
 
@@ -39,22 +45,21 @@ def trainings(monkeypatch, tmp_path):
         print("epoch 1/1")
         return SimpleNamespace(config=config, source=out)
 
-    system = SimpleNamespace(train=train, default_root=lambda dataset: tmp_path / "data")
-    base = SimpleNamespace(dataset="toy")
+    monkeypatch.setattr(settings, "DATA_DIR", tmp_path)
     bench = Bench(
-        system=system,
-        base=Config(),
+        system=SimpleNamespace(train=train, FOLDERS={"toy": "data"}),
+        base=Config(dataset="toy"),
         metrics=("gain", "loss"),
-        judge=judge,
+        evaluate=evaluate,
+        labels={"size": "side", "small": "a small one"},
         baseline={"rule": "plain"},
         weights=settings.ROOT / "given.pth",
         factors={
             "size": {"1": {}, "5 x 5": {"size": 5}, "other weights": {"weights": None, "size": 2}},
             "first": {"nothing": {}, "small": {"start": {"size": 9, "deep": True}}},
-            "method": {"learned": {}, "told": partial(told, "a rule")},
+            "method": {"learned": {}, "by a rule": partial(by_rule, "a rule")},
         },
     )
-    monkeypatch.setattr(Bench, "needs", property(lambda self: self.system.default_root(base.dataset)))
     monkeypatch.setattr(ablations, "BENCHES", {"toy": bench})
     monkeypatch.setattr(settings, "RESULTS_DIR", tmp_path / "results")
     monkeypatch.setattr(settings, "RUNS_DIR", tmp_path / "runs")
@@ -62,38 +67,39 @@ def trainings(monkeypatch, tmp_path):
     return calls
 
 
-def told(rule: str, config) -> dict:
-    return judge(SimpleNamespace(config=replace(config, size=len(rule))))
+def by_rule(rule: str, config) -> dict:
+    return evaluate(SimpleNamespace(config=replace(config, size=len(rule))))
 
 
-def records() -> dict[str, dict]:
+def written() -> dict[str, dict]:
     return {path.stem: json.loads(path.read_text()) for path in settings.RESULTS_DIR.rglob("*.json")}
 
 
 # -------------------------------------------------------------------------------------------------- runs
 def test_every_variant_is_trained_from_every_seed_and_the_base_once_for_all_factors(trainings):
     ablations.run(["toy"], seeds=2)
-    assert sorted(records()) == ["base", "first__small", "method__told", "size__5_x_5", "size__other_weights"]
-    assert all(list(record["runs"]) == ["42", "43"] for record in records().values())
-    assert [(c.size, c.seed) for c, *_ in trainings] == [
-        (1, 42), (1, 43), (5, 42), (5, 43), (2, 42), (2, 43), (9, 42), (1, 42), (9, 43), (1, 43)]  # fmt: skip
-    assert records()["size__5_x_5"]["runs"]["43"]["metrics"] == {"gain": 5.43, "loss": -5.43}
-    assert records()["method__told"]["runs"]["42"]["metrics"]["gain"] == 6.42
+    assert sorted(written()) == ["base", "first__small", "method__by_a_rule", "size__5_x_5", "size__other_weights"]
+    assert all(list(record["runs"]) == ["42", "43"] for record in written().values())
+    sizes_and_seeds = [(config.size, config.seed) for config, *_ in trainings]
+    assert sizes_and_seeds[:6] == [(1, 42), (1, 43), (5, 42), (5, 43), (2, 42), (2, 43)]
+    assert sizes_and_seeds[6:] == [(9, 42), (1, 42), (9, 43), (1, 43)]  # with an earlier training
+    assert written()["size__5_x_5"]["runs"]["43"]["metrics"] == {"gain": 5.43, "loss": -5.43}
+    assert written()["method__by_a_rule"]["runs"]["42"]["metrics"]["gain"] == 6.42
 
 
 def test_weights_come_from_the_bench_the_variant_or_an_earlier_training(trainings):
     ablations.run(["toy"], seeds=1)
-    by_size = [(config.size, weights, out.name) for config, weights, out in trainings]
+    by_size = [(config.size, weights) for config, weights, _ in trainings]
     given, start = settings.ROOT / "given.pth", settings.RUNS_DIR / "ablations/toy/first__small_42/start.pth"
-    assert by_size == [(1, given, "weights.pth"), (5, given, "weights.pth"), (2, None, "weights.pth"),
-                       (9, given, "start.pth"), (1, start, "weights.pth")]  # fmt: skip
+    assert by_size == [(1, given), (5, given), (2, None), (9, given), (1, start)]
+    assert [out.name for *_, out in trainings] == ["weights.pth"] * 3 + ["start.pth", "weights.pth"]
     assert trainings[3][0].deep and not trainings[4][0].deep
 
 
 def test_what_has_a_record_is_not_run_again(trainings, capsys):
     ablations.run(["toy"], seeds=1, only="size__5")
     ablations.run(["toy"], seeds=2)
-    assert [(c.size, c.seed) for c, *_ in trainings if c.size == 5] == [(5, 42), (5, 43)]
+    assert [(config.size, config.seed) for config, *_ in trainings if config.size == 5] == [(5, 42), (5, 43)]
     done = len(trainings)
     ablations.run(["toy"], seeds=2)
     assert len(trainings) == done and "every run has its record already" in capsys.readouterr().out
@@ -101,11 +107,11 @@ def test_what_has_a_record_is_not_run_again(trainings, capsys):
 
 def test_a_run_that_was_taken_out_of_its_record_is_run_again_in_its_place(trainings):
     ablations.run(["toy"], seeds=3, only="size__5")
-    (record,), path = records().values(), records.record_path("ablations", "toy/size__5_x_5")
+    (record,), path = written().values(), records.record_path("ablations", "toy/size__5_x_5")
     records.write(record | {"runs": {seed: run for seed, run in record["runs"].items() if seed != "43"}}, path)
     ablations.run(["toy"], seeds=3, only="size__5")
-    assert [c.seed for c, *_ in trainings] == [42, 43, 44, 43] and list(records()["size__5_x_5"]["runs"]) == [
-        "42", "43", "44"]  # fmt: skip
+    assert [config.seed for config, *_ in trainings] == [42, 43, 44, 43]
+    assert list(written()["size__5_x_5"]["runs"]) == ["42", "43", "44"]
 
 
 def test_what_a_training_prints_goes_to_its_log(trainings, capsys):
@@ -116,16 +122,18 @@ def test_what_a_training_prints_goes_to_its_log(trainings, capsys):
 
 def test_a_record_says_what_was_run(trainings):
     ablations.run(["toy"], seeds=1)
-    record = records()["first__small"]
+    record = written()["first__small"]
     assert record["command"] == "python -m src ablate toy --only first__small"
     assert record["changes"] == {"start": {"size": 9, "deep": True}} and record["base"]["size"] == 1
     assert "seed" not in record["base"] and record["protocol"] == ablations.PROTOCOL
     assert {"wall_time", "git_revision", "metrics", "scoring"} == record["runs"]["42"].keys()
-    assert records()["method__told"]["changes"] == {"method": "told a rule"}
-    assert records()["size__other_weights"]["changes"] == {"weights": None, "size": 2}
+    assert written()["method__by_a_rule"]["changes"] == {"method": "by_rule a rule"}
+    assert written()["size__other_weights"]["changes"] == {"weights": None, "size": 2}
 
 
-@pytest.mark.parametrize("change", [{"base": Config(lr=0.5)}, {"factors": {"size": {"1": {}, "5 x 5": {"size": 6}}}}])
+@pytest.mark.parametrize(
+    "change", [{"base": Config(dataset="toy", lr=0.5)}, {"factors": {"size": {"1": {}, "5 x 5": {"size": 6}}}}]
+)
 def test_a_record_of_another_table_is_refused_by_name(trainings, monkeypatch, change):
     ablations.run(["toy"], seeds=1, only="size__5")
     monkeypatch.setitem(ablations.BENCHES, "toy", replace(ablations.BENCHES["toy"], **change))
@@ -138,10 +146,10 @@ def test_a_variant_that_is_gone_keeps_its_record_and_is_not_run(trainings, monke
     ablations.run(["toy"])
     gone = {"size": {"1": {}, "5 x 5": REMOVED, "7": REMOVED}}
     monkeypatch.setitem(ablations.BENCHES, "toy", replace(ablations.BENCHES["toy"], factors=gone))
-    assert list(ablations.todo(["toy"], 9)) == [("toy", "base", seed) for seed in range(45, 51)]
+    assert list(ablations.missing_runs(["toy"], 9)) == [("toy", "base", seed) for seed in range(45, 51)]
     rows = ablations.table("toy")
-    assert rows["size: 5 x 5"]["verdict"] == "better, removed" and "size: 7" not in rows
-    record = records()["base"]
+    assert rows["side: 5 x 5"]["verdict"] == "better, removed" and "side: 7" not in rows
+    record = written()["base"]
     for wide, base in ((False, {}), (True, {}), (False, {"deep": True})):
         older = record | {"base": {key: value for key, value in record["base"].items() if key != "deep"}}
         older["base"] |= {"wide": wide} | base
@@ -155,9 +163,9 @@ def test_a_variant_that_is_gone_keeps_its_record_and_is_not_run(trainings, monke
 # ------------------------------------------------------------------------------------------ command line
 def test_command_line(trainings, monkeypatch, capsys):
     assert main(["ablate", "toy", "--seeds", "1", "--only", "base"]) == 0
-    assert sorted(records()) == ["base"]
+    assert sorted(written()) == ["base"]
     (settings.RESULTS_DIR.parent / "data").rmdir()
-    assert main(["ablate", "toy"]) == 1 and "data is missing: toy learns from it" in capsys.readouterr().err
+    assert main(["ablate", "toy"]) == 1 and "data is missing, and toy is trained on it" in capsys.readouterr().err
     assert main(["ablate"]) == 0 and "toy: left out, because its data are not at" in capsys.readouterr().out
     (settings.RESULTS_DIR.parent / "data").mkdir()
     capsys.readouterr()
@@ -170,31 +178,45 @@ def test_command_line(trainings, monkeypatch, capsys):
 # ------------------------------------------------------------------------------------------------ results
 def test_summary_and_table(trainings):
     ablations.run(["toy"], seeds=3)
-    found = ablations.summary("toy")
-    assert list(found) == ["size", "first", "method", "rule"]
-    np.testing.assert_allclose(found["size"]["5 x 5"]["gain"], [5.42, 5.43, 5.44])
-    np.testing.assert_allclose(found["rule"]["clever"]["gain"], [2.42, 2.43, 2.44])
-    assert [ablations.used(entries) for entries in found.values()] == ["1", "nothing", "learned", "plain"]
+    factors = ablations.summary("toy")
+    assert list(factors) == ["side", "first", "method", "rule"]
+    np.testing.assert_allclose(factors["side"]["5 x 5"]["gain"], [5.42, 5.43, 5.44])
+    np.testing.assert_allclose(factors["rule"]["clever"]["gain"], [2.42, 2.43, 2.44])
+    assert [ablations.variant_in_use(rows) for rows in factors.values()] == ["1", "nothing", "learned", "plain"]
     rows = ablations.table("toy")
-    assert rows["size: 5 x 5"] == {
+    assert rows["side: 5 x 5"] == {
         "gain": "5.430\u00a0±\u00a00.010",
         "loss": "-5.430\u00a0±\u00a00.010",
         "verdict": "better",
     }
-    assert next(iter(rows["size: 1"].items())) == ("verdict", "in use")  # first: narrow screens show it
-    assert rows["first: small"]["verdict"] == "as good"
+    assert next(iter(rows["side: 1"].items())) == ("verdict", "in use")  # first: narrow screens show it
+    assert rows["first: a small one"]["verdict"] == "as good"
     assert rows["rule: clever"] == {"gain": "2.430\u00a0±\u00a00.010", "verdict": "better"}
     assert len(ablations.figure("toy").axes) == 4
 
 
+def test_decisive_rows_are_of_trained_factors_and_name_the_variant_in_use(trainings):
+    ablations.run(["toy"], seeds=3)
+    rows = ablations.decisive("toy")
+    assert rows["toy, side: 1"]["verdict"] == "in use"
+    assert rows["toy, side: 5 x 5"] == {"verdict": "better", "mean ± std": "gain 5.430\u00a0±\u00a00.010"}
+    assert not any("first: " in name or "rule: " in name for name in rows)
+
+
 def test_what_was_not_run_is_left_out(trainings):
     ablations.run(["toy"], seeds=1, only="base")
-    assert {factor: list(entries) for factor, entries in ablations.summary("toy").items()} == {
-        "size": ["1"], "first": ["nothing"], "method": ["learned"], "rule": ["plain", "clever"]}  # fmt: skip
+    measured = {factor: list(entries) for factor, entries in ablations.summary("toy").items()}
+    assert measured == {"side": ["1"], "first": ["nothing"], "method": ["learned"], "rule": ["plain", "clever"]}
+
+
+def test_costs_count_what_was_run(trainings):
+    ablations.run(["toy"], seeds=2, only="base")
+    row = ablations.costs()["toy"]
+    assert row["settings"] == 5 and row["runs"] == 2 and row["all, min"] >= 0
 
 
 @pytest.mark.parametrize(
-    ("values", "base", "paired", "told"),
+    ("values", "base", "paired", "expected"),
     [
         ([4, 5, 6], [1, 2, 3], False, "better"),
         ([0, -1, 0.5], [1, 2, 3], False, "worse"),
@@ -205,8 +227,8 @@ def test_what_was_not_run_is_left_out(trainings):
         ([9, 9], [1, 2], True, "–"),
     ],
 )
-def test_verdict(values, base, paired, told):
-    assert ablations.verdict(np.array(values), np.array(base), paired) == told
+def test_verdict(values, base, paired, expected):
+    assert ablations.verdict(np.array(values), np.array(base), paired) == expected
 
 
 # ---------------------------------------------------------------------------------------------- the table
@@ -252,49 +274,30 @@ def test_what_notebook_07_shows_is_measured_whole():
     assert shown and not {entry for entry in ENTRIES if entry[0] in shown} - set(MEASURED)
 
 
-# ------------------------------------------------------------------------------------------------- judges
-@pytest.fixture(scope="module")
-def scored_road(tmp_path_factory):
-    """The committed mini model and three fresh scenes."""
-    root = tmp_path_factory.mktemp("ablations") / "road"
-    road.scenes.write_dataset(root, {"train": 1, "val": 1, "test": 3}, seed=7, workers=1)
-    trained = road.load(settings.WEIGHTS_DIR / "road/mini.pth", road.Config.mini())
-    return trained, road.datasets(trained.config, root, ("test",))["test"]
+# -------------------------------------------------------------------------------------------- evaluations
+def test_parts_of_sml(tmp_path):
+    """On two fresh scenes, by the committed mini model."""
+    street_scenes.write_dataset(tmp_path / "road", {"train": 1, "val": 1, "test": 2}, seed=7, workers=1)
+    trained = system.load(road, settings.WEIGHTS_DIR / "road/mini.pth", road.Config.mini())
+    parts = sml_parts(trained, open_split("mini", tmp_path / "road", "test"))
+    pooled = road.evaluate(trained, tmp_path / "road")["protocols"]["pooled"]
+    assert parts["in full"] == pytest.approx(pooled["sml"]["aupr"], abs=1e-4)
+    assert parts["neither"] == pytest.approx(pooled["sml_raw"]["aupr"], abs=1e-4)
+    assert len(set(parts.values())) == len(parts)
 
 
-def test_parts_of_sml(scored_road):
-    from src.ablations.road import _sml_parts
-
-    trained, scenes = scored_road
-    found = _sml_parts(trained, scenes)
-    whole = road.evaluation.evaluate(trained.model, scenes, trained.config, trained.calibration).metrics
-    pooled = whole["protocols"]["pooled"]
-    assert found["in full"] == pytest.approx(pooled["sml"]["aupr"], abs=1e-4)
-    assert found["neither"] == pytest.approx(pooled["sml_raw"]["aupr"], abs=1e-4)
-    assert len(set(found.values())) == len(found)
-
-
-@pytest.fixture(scope="module")
-def few_parts(tmp_path_factory):
-    """The committed mini model of fabrics, with a few fresh parts for every split."""
-    root = tmp_path_factory.mktemp("ablations") / "defects"
-    defects.textures.write_dataset(root, 7, {"train": 10, "test": 2, "defect": 1, "teacher": 1})
+def test_maps_are_scored_by_their_maximum_or_the_mean_of_a_few(tmp_path):
+    """On a few fresh parts, by the committed mini model of fabrics."""
+    root = tmp_path / "defects"
+    textures.write_dataset(root, 7, {"train": 10, "test": 2, "defect": 1, "teacher": 1})
     path = settings.WEIGHTS_DIR / "defects/mini.pth"
-    return defects.load(path, defects.Config.mini(), ["categories=fabric"]), root
-
-
-def test_maps_are_judged_by_their_maximum_or_the_mean_of_a_few(few_parts):
-    from src.ablations.defects import _judge_maps
-
-    trained, root = few_parts
-    images = defects.samples(trained.config, root, None, "test")
-    found = _judge_maps(trained, images)
-    whole = defects.evaluate(trained.config, trained.model, root, calibration=trained.calibration,
-                             thresholds=trained.thresholds)  # fmt: skip
-    assert found["metrics"]["image_auroc"] == whole["image_auroc"] == found["scoring"]["image score"]["maximum"]
-    assert found["scoring"]["score"].keys() == set(defects.scores.SCORES)
-    assert found["scoring"]["score"][defects.scores.HEADLINE] == whole["image_auroc"]
-    assert len(found["scoring"]["image score"]) == 3
+    trained = system.load(defects, path, defects.Config.mini(), ["categories=fabric"])
+    measured, metrics = evaluate_on(trained, root), defects.evaluate(trained, root)
+    assert measured["metrics"]["image_auroc"] == metrics["image_auroc"]
+    assert measured["scoring"]["image score"]["maximum"] == metrics["image_auroc"]
+    assert measured["scoring"]["score"].keys() == set(SCORES)
+    assert measured["scoring"]["score"][HEADLINE] == metrics["image_auroc"]
+    assert len(measured["scoring"]["image score"]) == 3
 
 
 def test_teachers_are_kept_with_the_runs_and_imagenets_with_the_weights(monkeypatch):

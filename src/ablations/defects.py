@@ -25,14 +25,14 @@ def train_defects(config: defects.Config, *, weights: Path | None, run_dir: Path
     return defects.train(config, run_dir=run_dir, out=out, teachers=settings.RUNS_DIR / "ablations" / "teachers" / name)
 
 
-def judge_defects(trained: Trained) -> dict[str, Any]:
-    """``judge_on`` fresh parts."""
+def evaluate_defects(trained: Trained) -> dict[str, Any]:
+    """``evaluate_on`` fresh parts."""
     root = fresh_root("defects")
     textures.write_dataset(root, FRESH_SEED)
-    return judge_on(trained, root)
+    return evaluate_on(trained, root)
 
 
-def judge_on(trained: Trained, root: Path) -> dict[str, Any]:
+def evaluate_on(trained: Trained, root: Path) -> dict[str, Any]:
     """Image AUROC and AUPRO on a test split, and what each score and each way to an image score is worth there."""
     ((category, images),) = samples(trained, root, None, "test").items()
     items = list(scored(trained, category, images))
@@ -60,7 +60,7 @@ DEFECTS = Bench(
     system=defects,
     base=replace(defects.Config.mini(), categories=("fabric",), crop_size=72, epochs=15, teacher_epochs=12),
     metrics=("image_auroc", "aupro"),
-    judge=judge_defects,
+    evaluate=evaluate_defects,
     train=train_defects,
     baseline={"score": HEADLINE, "image score": "maximum"},
     factors={

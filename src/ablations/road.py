@@ -12,7 +12,7 @@ from src.road.scores import sml
 from src.synthetic import street_scenes
 
 
-def judge_road(trained: system.Trained) -> dict:
+def evaluate_road(trained: system.Trained) -> dict:
     """mIoU and AUPR on fresh scenes, and what the scores and the parts of SML are worth there."""
     root = fresh_root("road")
     street_scenes.write_dataset(root, {"train": 1, "val": 1, "test": 48}, seed=FRESH_SEED)
@@ -45,13 +45,13 @@ ROAD = Bench(
     system=road,
     base=replace(road.Config.mini(), image_size=(90, 160), output_stride=16, epochs=6, warmup=50, outlier_epochs=0),
     metrics=("aupr", "miou"),
-    judge=judge_road,
+    evaluate=evaluate_road,
     baseline={"score": "max_logit", "SML": "in full"},
     factors={
         "augmentation": {
             "none": {"augmentation": "none"},
             "flip": {"augmentation": "flip"},
-            "flip and colour (user)": {},
+            "flip and colour (the course's)": {},
             "moderate": {"augmentation": "moderate", "crop_size": (90, 160)},
             "heavy": {"augmentation": "heavy", "crop_size": (90, 160)},
             "scale only": {"augmentation": "scale", "crop_size": (90, 160)},

@@ -15,7 +15,7 @@ from src.synthetic.series_plots import COUNTS
 from src.synthetic.time_series import CLASSES
 
 
-def judge_series(trained: system.Trained) -> dict:
+def evaluate_series(trained: system.Trained) -> dict:
     """Accuracy and ECE on fresh series; of a cross-validated run by the mean of the folds' networks."""
     config = trained.config
     if config.cross_validate:
@@ -31,7 +31,7 @@ def _fresh_series(backbone: str, size: tuple[int, int], axes: bool) -> Labelled:
     return data.read_split(config, Path(), "val")
 
 
-def judge_plots(trained: system.Trained) -> dict:
+def evaluate_plots(trained: system.Trained) -> dict:
     """Accuracy and ECE on the fold of real plots that was held out."""
     plots, probabilities = evaluation.predict_split(trained, data.default_root("plots"), "plots", "val")
     return _measured(probabilities, plots.labels, plots.classes)
@@ -63,7 +63,8 @@ SERIES = Bench(
     system=series,
     base=replace(series.Config.mini(), generated=0, activation_weight=0.0, epochs=14, batch_size=32, warmup=40),
     metrics=("accuracy", "ece"),
-    judge=judge_series,
+    evaluate=evaluate_series,
+    labels={"seen": "input", "generated series first": "pretraining on generated series"},
     factors={
         "flips": {
             "none": {"flips": (), "tta": False},
@@ -107,7 +108,8 @@ PLOTS = Bench(
     system=series,
     base=replace(series.Config.real(), cross_validate=False, epochs=20, lr=3e-3),
     metrics=("accuracy", "ece"),
-    judge=judge_plots,
+    evaluate=evaluate_plots,
+    labels=SERIES.labels,
     factors={
         "generated series first": {
             "none": {},

@@ -7,7 +7,7 @@ from src.ablations.bench import REMOVED, Bench
 from src.system import Trained
 
 
-def judge_sets(trained: Trained) -> dict:
+def evaluate_sets(trained: Trained) -> dict:
     """top1 on sets of validation images, and that of the non-learned baselines on the same features."""
     metrics = sets.evaluate(replace(trained, config=replace(trained.config, test_sets=2_000)), split="val")
     baselines = {name.replace("_", " "): row["top1"] for name, row in metrics["baselines"].items()}
@@ -22,7 +22,12 @@ SETS = Bench(
     system=sets,
     base=replace(sets.Config.mini(), frozen=True, class_weight=0.0, epochs=2, train_sets=8_000),
     metrics=("top1", "top5"),
-    judge=judge_sets,
+    evaluate=evaluate_sets,
+    labels={
+        "all features side by side": "flattened MLP",
+        "seen by the head": "input of the head",
+        "rule": "head or baseline",
+    },
     baseline={"rule": "learned head"},
     weights=settings.WEIGHTS_DIR / "sets" / "mini.pth",
     factors={
