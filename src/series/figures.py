@@ -73,7 +73,8 @@ def show(axis: Axes, item: torch.Tensor) -> None:
     axis.set(xticks=[], yticks=[])
     axis.grid(False)
     if item.ndim == 3:
-        axis.imshow(item.permute(1, 2, 0).numpy(), aspect="auto", extent=(0, 1, 0, 1))
+        picture = item.permute(1, 2, 0).numpy()
+        axis.imshow(picture, aspect="auto", extent=(0, 1, 0, 1), interpolation="antialiased")
         return
     top, bottom = item.float().numpy()
     times = (np.arange(len(top)) + 0.5) / len(top)
