@@ -218,7 +218,7 @@ def test_distillation_learns_and_compactness_spreads_it_over_the_dimensions(phot
         net, history = teachers.distill(config, tmp_path / f"run{weight}")
         rows.append(min(history, key=lambda row: row["distillation"]))
         assert isinstance(net, models.PatchNet) and not net.training
-        assert history[0]["distillation"] > rows[-1]["distillation"] < 0.85
+        assert history[0]["distillation"] > rows[-1]["distillation"] < 0.9
     assert rows[1]["effective_rank"] > rows[0]["effective_rank"] + 1
     assert rows[1]["compactness"] < rows[0]["compactness"]
 
