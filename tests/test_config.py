@@ -40,7 +40,8 @@ def test_overrides_are_read_by_the_type_of_the_setting(pair, name, value):
 
 
 @pytest.mark.parametrize(
-    "pair", ["epochs=many", "epochs=1.5", "share=None", "sizes=None", "on=3", "unknown=1", "epochs", "epochs=", "gone=1"]
+    "pair",
+    ["epochs=many", "epochs=1.5", "epochs", "epochs=", "share=None", "sizes=None", "on=3", "unknown=1", "gone=1"],
 )
 def test_wrong_overrides_are_named(pair):
     with pytest.raises(InputError, match=f"^{pair}"):
