@@ -318,20 +318,30 @@ def pool(**kinds: int) -> list[data.Item]:
 @pytest.mark.parametrize(
     ("kinds", "percent", "train", "val", "test"),
     [
-        ({"good": 560, "blowhole": 115, "crack": 57}, (70, 15, 15), {"good": 392},
-         {"good": 84, "blowhole": 58, "crack": 28}, {"good": 84, "blowhole": 57, "crack": 29}),
+        (
+            {"good": 560, "blowhole": 115, "crack": 57},
+            (70, 15, 15),
+            {"good": 392},
+            {"good": 84, "blowhole": 58, "crack": 28},
+            {"good": 84, "blowhole": 57, "crack": 29},
+        ),
         ({"good": 100, "hole": 30}, (70, 15, 15), {"good": 70}, {"good": 15, "hole": 15}, {"good": 15, "hole": 15}),
         ({"good": 100, "hole": 30}, (70, 20, 10), {"good": 70}, {"good": 20, "hole": 20}, {"good": 10, "hole": 10}),
         ({"good": 100, "hole": 100}, (70, 20, 10), {"good": 70}, {"good": 20, "hole": 67}, {"good": 10, "hole": 33}),
         ({"good": 50, "hole": 9}, (80, 10, 10), {"good": 40}, {"good": 5, "hole": 5}, {"good": 5, "hole": 4}),
         ({"good": 10, "hole": 8}, (60, 30, 10), {"good": 6}, {"good": 3, "hole": 6}, {"good": 1, "hole": 2}),
-        ({"good": 7, "a": 1, "b": 1, "c": 1}, (60, 20, 20), {"good": 4},
-         {"good": 2, "a": 1, "b": 1}, {"good": 1, "c": 1}),
+        (
+            {"good": 7, "a": 1, "b": 1, "c": 1},
+            (60, 20, 20),
+            {"good": 4},
+            {"good": 2, "a": 1, "b": 1},
+            {"good": 1, "c": 1},
+        ),
         ({"good": 10, "a": 3, "b": 5}, (90, 0, 10), {"good": 9}, {}, {"good": 1, "a": 3, "b": 5}),
         ({"good": 10, "a": 3}, (90, 10, 0), {"good": 9}, {"good": 1, "a": 3}, {}),
         ({"good": 5}, (100, 0, 0), {"good": 5}, {}, {}),
     ],
-)  # fmt: skip
+)
 def test_exact_counts(kinds, percent, train, val, test):
     splits = data.split(pool(**kinds), percent, seed=0)
     assert data.counts(splits) == {"train": train, "val": val, "test": test}

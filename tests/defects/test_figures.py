@@ -125,9 +125,20 @@ def item(name: str, defect: str, score: float, masked: bool = True) -> Scored:
     return Scored(name, defect, image, mask if masked else None, dict.fromkeys(scores.SCORES, score_map))
 
 
-ITEMS = [item(f"{number}.png", defect, score) for number, (defect, score) in enumerate([
-    ("good", 1.0), ("good", 5.0), ("hole", 2.0), ("good", 3.0), ("stain", 9.0), ("hole", 6.0), ("good", 2.5),
-])]  # fmt: skip
+ITEMS = [
+    item(f"{number}.png", defect, score)
+    for number, (defect, score) in enumerate(
+        [
+            ("good", 1.0),
+            ("good", 5.0),
+            ("hole", 2.0),
+            ("good", 3.0),
+            ("stain", 9.0),
+            ("hole", 6.0),
+            ("good", 2.5),
+        ]
+    )
+]
 OUTLINE = np.array((60, 250, 240))
 
 
@@ -198,10 +209,13 @@ def test_curves_show_the_history():
     ]
 
 
-@pytest.mark.parametrize("count, titles", [
-    (2, ["normal\n5.0", "normal\n3.0", "hole\n2.0", "hole\n6.0"]),
-    (4, ["normal\n5.0", "normal\n3.0", "normal\n2.5", "normal\n1.0", "hole\n2.0", "hole\n6.0", "stain\n9.0"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "count, titles",
+    [
+        (2, ["normal\n5.0", "normal\n3.0", "hole\n2.0", "hole\n6.0"]),
+        (4, ["normal\n5.0", "normal\n3.0", "normal\n2.5", "normal\n1.0", "hole\n2.0", "hole\n6.0", "stain\n9.0"]),
+    ],
+)
 def test_failures_are_the_worst_of_both_kinds(count, titles):
     figure = figures.failures(ITEMS, 4.0, count)
     assert [axis.get_title() for axis in figure.axes[: len(titles)]] == titles

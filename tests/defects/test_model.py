@@ -171,10 +171,16 @@ def test_compactness_keeps_full_precision_under_autocast():
 HADAMARD = torch.tensor([[(-1.0) ** bin(i & j).count("1") for j in range(1, 8)] for i in range(8)])
 
 
-@pytest.mark.parametrize("scales, rank", [
-    ((1,) * 7, 7), ((1,) * 3, 3), ((5, 5, 0, 0), 2), ((3,), 1),
-    ((2, 1), np.exp(-0.8 * np.log(0.8) - 0.2 * np.log(0.2))),  # variances 4 : 1
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "scales, rank",
+    [
+        ((1,) * 7, 7),
+        ((1,) * 3, 3),
+        ((5, 5, 0, 0), 2),
+        ((3,), 1),
+        ((2, 1), np.exp(-0.8 * np.log(0.8) - 0.2 * np.log(0.2))),  # variances 4 : 1
+    ],
+)
 def test_effective_rank_of_known_spectra(scales, rank):
     """The columns are orthogonal with mean 0, so that their variances are the eigenvalues."""
     descriptors = HADAMARD[:, : len(scales)] * torch.tensor(scales)

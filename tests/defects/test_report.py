@@ -36,8 +36,12 @@ def _pictures(rng: np.random.Generator, shade: int, strength: float) -> dict[str
     flaw = distance < radius
     image = np.clip(weave[..., None] * [1.0, 0.95, 0.85] - 60 * strength * flaw[..., None], 0, 255)
     glow = strength * np.exp(-(distance**2) / 300) + rng.uniform(0, 0.3, (SIZE, SIZE))
-    return {"image": np.uint8(image), "heatmap": plots.heat(glow, 0, 1.3), "mask": np.uint8(255 * flaw),
-            "uncertainty": plots.heat(np.sqrt(glow), 0, 1.3)}  # fmt: skip
+    return {
+        "image": np.uint8(image),
+        "heatmap": plots.heat(glow, 0, 1.3),
+        "mask": np.uint8(255 * flaw),
+        "uncertainty": plots.heat(np.sqrt(glow), 0, 1.3),
+    }
 
 
 def _record(folder: Path, number: int, category: str, defect: str, rng: np.random.Generator) -> dict:
@@ -50,10 +54,16 @@ def _record(folder: Path, number: int, category: str, defect: str, rng: np.rando
     if not anomalous or number % 12 == 5:  # an anomalous image now and then has no mask
         paths["mask_path"] = None
     score = THRESHOLD if number == 3 else float(rng.normal(2.4 if anomalous else 1.0, 0.7))
-    return {"filename": f"{category}/test/{defect}/{number:03d}.png", "category": category, "defect": defect,
-            "ground_truth": {"type": "anomaly", "is_anomalous": anomalous}, "anomaly_score": score,
-            "prediction": {"is_anomalous": score >= THRESHOLD}, **paths,
-            "correct": anomalous == (score >= THRESHOLD)}  # fmt: skip
+    return {
+        "filename": f"{category}/test/{defect}/{number:03d}.png",
+        "category": category,
+        "defect": defect,
+        "ground_truth": {"type": "anomaly", "is_anomalous": anomalous},
+        "anomaly_score": score,
+        "prediction": {"is_anomalous": score >= THRESHOLD},
+        **paths,
+        "correct": anomalous == (score >= THRESHOLD),
+    }
 
 
 def write_records(folder: Path, count: int = 24) -> dict:
@@ -68,8 +78,14 @@ def write_records(folder: Path, count: int = 24) -> dict:
         images.append(_record(folder, number, category, defect, rng))
     images[min(4, count - 1)]["filename"] = ODD_NAME
     metrics = {"image_auroc": 0.912345, "pixel_auroc": 0.95, "aupro": None, "f1": 0.8}
-    summary = {"dataset": "mini <woven>", "split": "test", "threshold": THRESHOLD, "metrics": metrics,
-               "threshold_rule": "best F1 on validation", "images": images}  # fmt: skip
+    summary = {
+        "dataset": "mini <woven>",
+        "split": "test",
+        "threshold": THRESHOLD,
+        "metrics": metrics,
+        "threshold_rule": "best F1 on validation",
+        "images": images,
+    }
     return summary
 
 
@@ -167,8 +183,15 @@ class Browser:
     def __init__(self, profile: Path):
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
-                 f"--user-data-dir={profile}", "--remote-debugging-pipe"]  # fmt: skip
+        flags = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--no-first-run",
+            f"--user-data-dir={profile}",
+            "--remote-debugging-pipe",
+        ]
         launch = "import os, sys; read, write, *command = sys.argv[1:]; os.dup2(int(read), 3); os.dup2(int(write), 4); "
         launch += "os.execv(command[0], command)"  # pipes are numbered upwards from 3, so write is neither 3 nor 4
         command = [sys.executable, "-c", launch, str(to_read), str(to_write), CHROMIUM, *flags]
@@ -288,9 +311,15 @@ def expected_counts(images: list[dict], threshold: float) -> dict[str, str]:
     def fraction(part: int, whole: int) -> str:
         return f"{part / whole:.3f}" if whole else "–"
 
-    return {"TP: found": str(tp), "FP: false alarms": str(fp), "TN: passed": str(tn), "FN: missed": str(fn),
-            "Precision": fraction(tp, tp + fp), "Recall": fraction(tp, tp + fn),
-            "F1": fraction(2 * tp, 2 * tp + fp + fn)}  # fmt: skip
+    return {
+        "TP: found": str(tp),
+        "FP: false alarms": str(fp),
+        "TN: passed": str(tn),
+        "FN: missed": str(fn),
+        "Precision": fraction(tp, tp + fp),
+        "Recall": fraction(tp, tp + fn),
+        "F1": fraction(2 * tp, 2 * tp + fp + fn),
+    }
 
 
 def is_wrong(record: dict, threshold: float = THRESHOLD) -> bool:
@@ -299,8 +328,15 @@ def is_wrong(record: dict, threshold: float = THRESHOLD) -> bool:
 
 def test_the_header_says_what_was_evaluated(opened):
     facts = opened.run("byId('facts').innerText")
-    for words in ("mini <woven>", "test", "24: 12 normal, 12 anomalous", "1.618 (best F1 on validation)", "Image AUROC",
-                  "0.912", "AUPRO\n–"):  # fmt: skip
+    for words in (
+        "mini <woven>",
+        "test",
+        "24: 12 normal, 12 anomalous",
+        "1.618 (best F1 on validation)",
+        "Image AUROC",
+        "0.912",
+        "AUPRO\n–",
+    ):
         assert words in facts
     assert opened.run("document.title") == "Defect report: mini <woven>, test"
 
@@ -340,7 +376,10 @@ def test_badges_go_from_green_to_red_and_say_it_in_words(opened, evaluation):
     hues = [float(hue) for _, _, hue, _ in cards]
     assert hues == sorted(hues) and hues[0] == pytest.approx(25) and hues[-1] == pytest.approx(145)
     assert {(kind, verdict) for kind, _, _, verdict in cards} == {
-        ("card correct", "✓ Correct"), ("card wrong", "✗ False alarm"), ("card wrong", "✗ Missed")}  # fmt: skip
+        ("card correct", "✓ Correct"),
+        ("card wrong", "✗ False alarm"),
+        ("card wrong", "✗ Missed"),
+    }
 
 
 def test_order_and_filters(opened, evaluation):
@@ -362,8 +401,11 @@ def test_order_and_filters(opened, evaluation):
     opened.set("sort", "name")
     order = [name for name in shown() if name != ODD_NAME]
     assert order == sorted(order) and len(order) == 23
-    for value, kept in (("wrong", wrong), ("fp", [r for r in wrong if r["defect"] == "good"]),
-                        ("fn", [r for r in wrong if r["defect"] != "good"])):  # fmt: skip
+    for value, kept in (
+        ("wrong", wrong),
+        ("fp", [r for r in wrong if r["defect"] == "good"]),
+        ("fn", [r for r in wrong if r["defect"] != "good"]),
+    ):
         opened.set("show", value)
         assert kept and sorted(shown()) == sorted(names(kept))
     opened.set("show", "")
@@ -422,8 +464,21 @@ def test_everything_is_reached_by_tab_with_a_visible_focus(opened):
         order.append(opened.run(FOCUS))
         style = opened.run("(s => [s.outlineStyle, s.outlineWidth])(getComputedStyle(document.activeElement))")
         assert style == ["solid", "3px"], order
-    assert order == ["evaluation-tab", "category", "defect", "slider", "number", "reset", "show", "sort", "INPUT",
-                     "opacity", "card correct", "card correct", "card correct"]  # fmt: skip
+    assert order == [
+        "evaluation-tab",
+        "category",
+        "defect",
+        "slider",
+        "number",
+        "reset",
+        "show",
+        "sort",
+        "INPUT",
+        "opacity",
+        "card correct",
+        "card correct",
+        "card correct",
+    ]
     unnamed = opened.run("""[...document.querySelectorAll("button, input, select")].filter(each =>
         !(each.labels?.length || each.textContent.trim() || each.ariaLabel)).length""")
     assert unnamed == 0
@@ -468,9 +523,11 @@ def test_the_large_view_by_keyboard(opened, evaluation):
 @pytest.mark.parametrize("width", [400, 1400])
 def test_it_fits_the_window(browser, page, tmp_path, width, scheme):
     browser.open(page, width, 900, scheme)
-    steps = {"evaluation": "document.querySelector('.card').scrollIntoView({block: 'center'})",
-             "dialog": "document.querySelector('.card').click()",
-             "dataset": "byId('large').close(), byId('dataset-tab').click(), scrollTo(0, 0)"}  # fmt: skip
+    steps = {
+        "evaluation": "document.querySelector('.card').scrollIntoView({block: 'center'})",
+        "dialog": "document.querySelector('.card').click()",
+        "dataset": "byId('large').close(), byId('dataset-tab').click(), scrollTo(0, 0)",
+    }
     for view, action in steps.items():
         browser.run(action)
         shot = browser.screenshot(tmp_path / f"{view}_{width}_{scheme}.png")
