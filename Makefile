@@ -10,7 +10,8 @@ STAMP := $(VENV)/.requirements.stamp
 run: data
 	mkdir -p build
 	$(BIN)/jupyter nbconvert --execute --to notebook --output-dir build main.ipynb
-	$(BIN)/jupyter nbconvert --to html --output-dir build build/main.ipynb
+	ln -sfn ../assets build/assets
+	$(BIN)/jupyter nbconvert --to html --embed-images --output-dir build build/main.ipynb
 	@echo "Open build/main.html"
 
 test: lint unit notebooks

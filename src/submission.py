@@ -50,7 +50,8 @@ def write(root: Path = settings.ROOT) -> Path:
     """``build/submission.zip``. Raises InputError that lists everything that is missing."""
     notebook, build = root / "main.ipynb", root / "build"
     missing = problems(notebook)
-    if not missing and (failure := _run("nbconvert", "--to", "html", "--output-dir", str(build), str(notebook))):
+    page = ("--to", "html", "--embed-images", "--output-dir", str(build))
+    if not missing and (failure := _run("nbconvert", *page, str(notebook))):
         missing = [failure]
     if missing:
         raise settings.InputError("not ready to be handed in:\n  " + "\n  ".join(missing))
