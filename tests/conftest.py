@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from src import road, settings
-from src.synthetic import street_scenes
+from src.synthetic import street_scenes, time_series
 
 os.environ["PYTHONPATH"] = str(settings.ROOT)  # notebook kernels start in their own folder
 matplotlib.use("Agg")
@@ -71,6 +71,18 @@ def tiny_weights(mini_root, tiny_config, tmp_path_factory) -> Path:
     """The checkpoint of ``tiny_config`` trained on ``mini_root``, calibrated."""
     folder = tmp_path_factory.mktemp("weights")
     return road.train(tiny_config, mini_root, run_dir=folder / "run", out=folder / "tiny.pth").source
+
+
+@pytest.fixture(scope="session")
+def plenty() -> dict[str, list[time_series.Series]]:
+    """Class -> 120 series of the training split."""
+    return {label: [time_series.generate(label, i, seed=3) for i in range(120)] for label in time_series.CLASSES}
+
+
+@pytest.fixture(scope="session")
+def one_each() -> list[time_series.Series]:
+    """One series of each class, of every length."""
+    return [time_series.generate(label, number, seed=3) for number, label in enumerate(time_series.CLASSES)]
 
 
 @pytest.fixture

@@ -36,18 +36,6 @@ def project(monkeypatch, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def plenty() -> dict[str, list[time_series.Series]]:
-    """Class -> 120 series of the training split."""
-    return {label: [time_series.generate(label, i, seed=3) for i in range(120)] for label in time_series.CLASSES}
-
-
-@pytest.fixture(scope="session")
-def one_each() -> list[time_series.Series]:
-    """One series of each class, of every length."""
-    return [time_series.generate(label, number, seed=3) for number, label in enumerate(time_series.CLASSES)]
-
-
-@pytest.fixture(scope="session")
 def root(tmp_path_factory) -> Path:
     """train and test of all classes, 5 and 2 plots of each, with what the generator knows of them, and no val."""
     folder = tmp_path_factory.mktemp("data") / "plots"
