@@ -225,6 +225,15 @@ def test_results_region_is_demanded(record):
         number_problems("0.652<!-- road/camvid_test:auroc -->")
 
 
-def test_readme_numbers_are_those_of_the_records(monkeypatch):
+def markdown_of(path: Path) -> str:
+    """The text of a page, or of a notebook's Markdown cells."""
+    if path.suffix != ".ipynb":
+        return path.read_text(encoding="utf-8")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
+@pytest.mark.parametrize("page", ["README.md", "RESULTS.md", "main.ipynb"])
+def test_numbers_of_a_page_are_those_of_the_records(monkeypatch, page):
     monkeypatch.setattr(settings, "RESULTS_DIR", PROJECT / "assets" / "results")
-    assert number_problems((PROJECT / "README.md").read_text(encoding="utf-8")) == []
+    assert number_problems(markdown_of(PROJECT / page)) == []
