@@ -64,7 +64,7 @@ def write_predictions(
 
 # ----------------------------------------------------------------------------------------------- parts
 def short(name: str) -> str:
-    """A class name as titles have room for it."""
+    """A class name, short enough for a title."""
     return name.replace("_", " ").replace("deterministic", "determ.").replace("anomaly", "anom.")
 
 
