@@ -166,7 +166,7 @@ class PixelBatches(SetBatches):
 # ------------------------------------------------------------------------------------------ where it starts
 def initialise(model: SetModel, config: Config, classes: Sequence[str], weights: Path | None) -> None:
     """Give the model what it starts from: a checkpoint of this system, ImageNet's weights, or nothing."""
-    if weights and not checkpoints.is_bare_state_dict(checkpoints.read(weights)):
+    if weights and not checkpoints.is_bare_state_dict(checkpoints.unwrapped(checkpoints.read(weights))):
         start_from(model, config, classes, weights)
     elif config.pretrained == "imagenet":
         model.encoder.load_pretrained(weights)

@@ -285,6 +285,15 @@ def test_imagenet_weights_may_be_a_local_file(root, tmp_path, bare, given_to_fit
         train(replace(TINY, pretrained="imagenet"), root, tmp_path)
 
 
+def test_imagenet_weights_may_be_wrapped(root, tmp_path, bare, given_to_fit):
+    _, network = bare
+    wrapped = {"state_dict": {f"module.{name}": tensor for name, tensor in network.state_dict().items()}}
+    torch.save(wrapped, tmp_path / "wrapped.pth")
+    config = replace(TINY, backbone="squeezenet1_0", pretrained="imagenet", image_size=32)
+    trained = train(config, root, tmp_path, tmp_path / "wrapped.pth")
+    assert same(tensors(trained.model.encoder.network), tensors(network.features))
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
