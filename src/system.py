@@ -32,7 +32,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import matplotlib.pyplot as plt
 from torch import nn
 
 from src import checkpoints, plots, records, settings
@@ -204,5 +203,4 @@ def write_figures(system: ModuleType, trained: Trained, root: Path | None, datas
     written = []
     for name, figure in system.draw(trained, root, dataset).items():
         written.append(plots.save(figure, f"{name_of(system)}/{dataset}_{name}"))
-    plt.close("all")
     return written
