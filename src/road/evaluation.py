@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from src import settings, system, training
 from src.metrics import (
@@ -36,6 +37,7 @@ from src.road.transforms import evaluation_loader
 SCORE_NAMES = (*SCORES, "sml_raw", "sml", "outlier", "combined")
 HEADLINE = "combined"  # the score of the headline numbers, chosen on validation images
 BASELINE = "max_logit"  # the headline of a model without outlier head or calibration
+CALIBRATION_IMAGES = 600  # of the train split, at most, evenly spread: more would not move its statistics
 QUANTILE = 0.95  # at least this share of the normal validation pixels do not exceed a threshold
 PROTOCOL = (
     "mIoU and pixel accuracy: one confusion matrix over the split at the label maps' size, classes that the truth "
@@ -97,7 +99,8 @@ def _moments(model: nn.Module, dataset: RoadDataset, config: Config) -> tuple[di
     """The SML statistics of a split, and mean and std of what ``combined`` adds up, on its labelled pixels."""
     classes = ClassStatistics(len(dataset.classes))
     parts = {name: ClassStatistics(1) for name in ("outlier", "energy") if has_head(model)}
-    for logits, outlier, mask in each_image(model, dataset, config):
+    step = -(-len(dataset) // CALIBRATION_IMAGES)
+    for logits, outlier, mask in each_image(model, Subset(dataset, range(0, len(dataset), step)), config):
         logits = Logits(logits)
         classes.update(logits)
         for name, score in score_maps(logits, None, parts, outlier).items():
