@@ -9,7 +9,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from PIL import Image
 from scipy import ndimage
 
@@ -18,6 +21,8 @@ from src import files, settings
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 SCORE_MAP = "inferno"
 OUTLINE = (60, 250, 240)  # a colour that neither streets nor parts have
+# What a threshold makes of a pixel, told apart by lightness too.
+OUTCOMES = {"found": (0, 158, 115), "missed": (250, 235, 80), "false alarm": (213, 94, 0)}
 WIDTH = 9.0  # inches: readable at GitHub's column width
 STYLE = {
     "axes.prop_cycle": plt.cycler(color=COLORS),
@@ -121,6 +126,42 @@ def heat(score: np.ndarray, low: float, high: float) -> np.ndarray:
     """Scores (H,W) -> colours uint8 (H,W,3), linear between ``low`` and ``high``."""
     scaled = np.clip((score - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1)
     return np.uint8(plt.get_cmap(SCORE_MAP)(scaled)[..., :3] * 255)
+
+
+# ----------------------------------------------------------------------------- scores and their threshold
+def above_threshold(image: np.ndarray, score: np.ndarray, low: float, high: float) -> np.ndarray:
+    """The image uint8 (H,W,3) in grey, coloured where the score (H,W) reaches ``low``, brightest from ``high`` on."""
+    colors = np.uint8(_alarm_map()((score - low) / (high - low))[..., :3] * 255)
+    return np.where((score >= low)[..., None], colors, _grey(image))
+
+
+def outcomes(image: np.ndarray, called: np.ndarray, truth: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    """The image in grey, pixels found, missed and falsely called in the colours of ``OUTCOMES``; masks bool (H,W)."""
+    picture = _grey(image)
+    regions = {"found": called & truth, "missed": ~called & truth, "false alarm": called & ~truth & ~ignored}
+    for name, region in regions.items():
+        picture[region] = OUTCOMES[name]
+    return picture
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    """Grey and paler, uint8 (H,W,3): a background that no colour of a score is mistaken for."""
+    return np.repeat(np.uint8(80 + 0.65 * image.mean(2, keepdims=True)), 3, axis=2)
+
+
+def _alarm_map() -> ListedColormap:
+    """``SCORE_MAP`` without its darkest third, which a grey picture would swallow."""
+    return ListedColormap(plt.get_cmap(SCORE_MAP)(np.linspace(0.35, 1, 256)))
+
+
+def add_scale(figure: Figure, low: float, high: float, ticks: dict[str, float], label: str) -> None:
+    """Below a figure of ``above_threshold`` and ``outcomes``: the colour bar from threshold up, and the outcomes."""
+    mappable = ScalarMappable(Normalize(low, high), _alarm_map())
+    bar = figure.colorbar(mappable, ax=figure.axes, location="bottom", shrink=0.4, aspect=40, pad=0.02, anchor=(0, 1))
+    bar.set_ticks(list(ticks.values()), labels=list(ticks))
+    bar.set_label(label)
+    patches = [Patch(facecolor=np.array(color) / 255, label=name) for name, color in OUTCOMES.items()]
+    figure.legend(handles=patches, loc="lower right", ncols=len(patches))
 
 
 # --------------------------------------------------------------------------------------------- curves

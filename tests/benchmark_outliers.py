@@ -32,32 +32,43 @@ CELLS, BANK, NEIGHBOUR = 300, 10_000, 3  # cells of a training image, cells kept
 PROTOCOL = "pooled AUPR over labelled pixels, features' scores enlarged bilinearly; chance is base_rate"
 
 
-def paste_drawing(image: np.ndarray, rng) -> tuple[np.ndarray, np.ndarray]:
-    """One to three drawn objects into an image uint8 (H,W,3): a new one, and where they are, bool (H,W)."""
+def paste_drawing(image: np.ndarray, rng, ground: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """One to three drawn objects into an image uint8 (H,W,3): a new one, and where they are, bool (H,W).
+
+    With ``ground``, bool (H,W), they are small and stand on it.
+    """
+    smallest, largest = (0.06, 0.5) if ground is None else (0.02, 0.08)
     pixels, where = torch.from_numpy(image).permute(2, 0, 1).float() / 255, np.zeros(image.shape[:2], bool)
     for _ in range(rng.integers(1, 4)):
         colour, solid = draw_object(rng)
-        height = int(len(image) * np.exp(rng.uniform(np.log(0.06), np.log(0.5))))
-        size = (height, min(round(height * solid.shape[1] / solid.shape[0]), image.shape[1]))
+        height = int(len(image) * np.exp(rng.uniform(np.log(smallest), np.log(largest))))
+        size = (height, max(2, min(round(height * solid.shape[1] / solid.shape[0]), image.shape[1])))
         layers = np.concatenate([colour * rng.uniform(0.5, 1), solid[..., None]], 2, dtype=np.float32)
         *drawn, alpha = F.interpolate(torch.from_numpy(layers).permute(2, 0, 1)[None], size, mode="area")[0]
-        top = max(0, int(len(image) * rng.uniform(0.25, 1)) - height)
-        left = int(rng.integers(image.shape[1] - size[1] + 1))
+        if ground is None:
+            bottom, left = int(len(image) * rng.uniform(0.25, 1)), int(rng.integers(image.shape[1] - size[1] + 1))
+        else:
+            bottom, middle = rng.choice(np.argwhere(ground))
+            left = int(np.clip(middle - size[1] // 2, 0, image.shape[1] - size[1]))
+        top = max(0, int(bottom) - height)
         place = (slice(top, top + size[0]), slice(left, left + size[1]))
         pixels[:, *place] = alpha * torch.stack(drawn) + (1 - alpha) * pixels[:, *place]
         where[place] |= alpha.numpy() > 0.5
     return (pixels * 255).round().byte().permute(1, 2, 0).numpy(), where
 
 
-def anomalous(trained, val, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Images uint8 (H,W,3) with masks int64 (H,W): 1 anomalous, 0 not, IGNORE."""
-    if trained.config.dataset == "mini":
+def anomalous(trained, val, count: int, small: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Images uint8 (H,W,3) with masks int64 (H,W): 1 anomalous, 0 not, IGNORE; ``small``: objects on the road."""
+    if trained.config.dataset == "mini" and not small:
         scenes = [render_scene("val", index, seed=7, anomalous=True)[:2] for index in range(count)]
         return [(image, (mask == ANOMALY).astype(np.int64)) for image, mask in scenes]
-    images = []
+    images, road_label = [], [entry.name for entry in val.classes].index("road")
     for index in range(0, len(val), -(-len(val) // count)):
         sample = val[index]
-        image, where = paste_drawing(sample["image"].permute(1, 2, 0).numpy(), np.random.default_rng(index))
+        ground = sample["mask"][0].numpy() == road_label if small else None
+        if small and not ground.any():
+            continue
+        image, where = paste_drawing(sample["image"].permute(1, 2, 0).numpy(), np.random.default_rng(index), ground)
         ignored = np.where(sample["mask"][0].numpy() == data.IGNORE, data.IGNORE, 0)
         images.append((image, np.where(where, 1, ignored)))
     return images

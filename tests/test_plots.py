@@ -101,6 +101,14 @@ def test_heat_is_brighter_for_higher_scores():
     assert np.isfinite(plots.heat(np.ones((2, 2)), 1.0, 1.0)).all()  # a map of one value
 
 
+def test_only_what_reaches_the_threshold_is_coloured():
+    image, score = np.full((1, 4, 3), 120, np.uint8), np.array([[-1.0, 2.99, 3.0, 99.0]])
+    (colors,) = plots.above_threshold(image, score, 3.0, 9.0)
+    assert (colors[:2] == colors[0, 0]).all() and len(set(colors[2].tolist())) == 3
+    assert np.array_equal(colors[3], plots.above_threshold(image, np.full((1, 4), 9.0), 3.0, 9.0)[0, 0])
+    assert colors[3].sum() > colors[2].sum() + 200
+
+
 def test_learning_curves_draw_the_history():
     history = [{"epoch": e, "loss": 1 / e, "lr": 0.1, "miou": 0.2 * e, "pixel_accuracy": 0.3 * e} for e in (1, 2, 3)]
     left, middle, right = plots.learning_curves(history, ["miou", "pixel_accuracy"], best=2).axes

@@ -32,6 +32,7 @@ class Config(SystemConfig):
     balance: bool = False  # weigh classes by 1/sqrt(pixel share) in the loss
     aux_weight: float = 0.4
     outlier_epochs: int = 0  # of training a head that scores outliers, on the frozen backbone; 0 = no such head
+    fine_outlier_head: bool = False  # it scores at 1/8 of the image's resolution, not at the deepest features'
 
     def __post_init__(self):
         super().__post_init__()
@@ -91,6 +92,7 @@ class Config(SystemConfig):
             warmup=100,
             clip_norm=5.0,
             outlier_epochs=8,
+            fine_outlier_head=True,
         )
         if dataset != "cityscapes":
             return recipe

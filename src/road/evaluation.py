@@ -6,7 +6,7 @@ every labelled normal pixel as a negative; ``..._ignoring_0_3`` leaves out Stree
 (unlabeled) and 3 (other), which some papers do.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,20 +31,22 @@ from src.metrics import (
 from src.road.config import Config
 from src.road.data import IGNORE, RoadDataset, known_only, open_compatible, paths
 from src.road.model import infer
-from src.road.scores import SCORES, ClassStatistics, Logits, score_maps
+from src.road.objects import ObjectMeter
+from src.road.scores import SCORES, TAIL_SHARES, ClassStatistics, Logits, score_maps
 from src.road.transforms import evaluation_loader
 
 SCORE_NAMES = (*SCORES, "sml_raw", "sml", "outlier", "combined")
 HEADLINE = "combined"  # the score of the headline numbers, chosen on validation images
 BASELINE = "max_logit"  # the headline of a model without outlier head or calibration
-CALIBRATION_IMAGES = 600  # of the train split, at most, evenly spread: more would not move its statistics
+CALIBRATION_IMAGES = 600  # of a split, at most, evenly spread: more would not move its statistics
 QUANTILE = 0.95  # at least this share of the normal validation pixels do not exceed a threshold
 PROTOCOL = (
     "mIoU and pixel accuracy: one confusion matrix over the split at the label maps' size, classes that the truth "
     "holds, anomalies and void ignored. Scores: top level = the score named there over all labelled pixels of the "
     "split pooled, labels 0 and 3 counted as negatives; protocols.per_image = mean over images that hold an anomaly; "
     "..._ignoring_0_3 = labels 0 and 3 left out; scores.*.f1: called anomalous is what reaches the threshold, which "
-    "95 % of normal validation pixels do not exceed. Intervals: 95 %, 1000 bootstrap resamples of images."
+    "95 % of normal validation pixels do not exceed; by_size, objects: of the score named, by connected "
+    "components, at that threshold. Intervals: 95 %, 1000 bootstrap resamples of images."
 )
 METRICS = ("aupr", "auroc", "fpr95", "f1_max")
 
@@ -57,10 +59,11 @@ def each_image(model: nn.Module, dataset, config: Config) -> Iterator[tuple[Tens
         yield *infer(model, batch["image"], batch["mask"].shape[-2:]), batch["mask"]
 
 
-def score_names(model: nn.Module, calibrated: bool = True) -> list[str]:
-    """The scores that can be had of a model: SML needs calibration, ``outlier`` its head, ``combined`` both."""
-    lacking = () if calibrated else ("sml_raw", "sml", "combined")
-    lacking += () if has_head(model) else ("outlier", "combined")
+def score_names(model: nn.Module, calibration: Mapping | None) -> list[str]:
+    """The scores that can be had of a model: SML needs statistics, ``outlier`` its head, ``combined`` tails too."""
+    lacking = set() if calibration else {"sml_raw", "sml"}
+    lacking |= set() if has_head(model) else {"outlier"}
+    lacking |= set() if has_head(model) and (calibration or {}).get("tails") else {"combined"}
     return [name for name in SCORE_NAMES if name not in lacking]
 
 
@@ -68,9 +71,9 @@ def has_head(model: nn.Module) -> bool:
     return hasattr(model, "outlier_head")
 
 
-def headline(model: nn.Module, calibrated: bool = True) -> str:
+def headline(model: nn.Module, calibration: Mapping | None) -> str:
     """The score that a model's headline numbers come from."""
-    return HEADLINE if HEADLINE in score_names(model, calibrated) else BASELINE
+    return HEADLINE if HEADLINE in score_names(model, calibration) else BASELINE
 
 
 # -------------------------------------------------------------------------------------- calibration
@@ -78,44 +81,46 @@ def calibrate(model: nn.Module, splits: dict[str, RoadDataset], config: Config) 
     """What scoring needs beside the weights, from anomaly-free data alone.
 
     ``statistics``: the SML statistics of the train and of the val split, as ``ClassStatistics.compute``
-    gives them. ``units``, of a model with an outlier head: mean and std of what ``combined`` adds up, on the val
-    split's labelled pixels. ``thresholds``: for each score, with training statistics, the ``QUANTILE`` of its values
-    there.
+    gives them. For each score, with training statistics, on labelled pixels of val: ``tails``, what ``scores.rarity``
+    takes, and ``thresholds``, the ``QUANTILE`` of its values.
     """
-    statistics = {}
-    for split in ("train", "val"):
-        statistics[split], units = _moments(model, splits[split], config)
-    calibration = {"statistics": statistics, "units": units}  # units of val
-    rankings = {name: PixelRanking() for name in score_names(model)}
-    for logits, outlier, mask in each_image(model, splits["val"], config):
-        normal = mask != IGNORE
-        for name, score in calibrated_maps(logits, outlier, calibration, rankings).items():
-            rankings[name].update(score[normal], torch.zeros_like(score[normal], dtype=torch.bool))
-    thresholds = {name: ranking.quantile(QUANTILE) for name, ranking in rankings.items()}
-    return calibration | {"thresholds": thresholds}
+    calibration = {"statistics": {}, "tails": {}}
+    calibration["statistics"]["train"], _ = _normal_scores(model, splits["train"], config, calibration, ())
+    names = score_names(model, calibration)
+    calibration["statistics"]["val"], rankings = _normal_scores(model, splits["val"], config, calibration, names)
+    calibration["tails"] = {name: _tail(ranking) for name, ranking in rankings.items()}
+    if has_head(model):
+        rankings |= _normal_scores(model, splits["val"], config, calibration, ("combined",))[1]
+        calibration["tails"]["combined"] = _tail(rankings["combined"])
+    return calibration | {"thresholds": {name: ranking.quantile(QUANTILE) for name, ranking in rankings.items()}}
 
 
-def _moments(model: nn.Module, dataset: RoadDataset, config: Config) -> tuple[dict[str, Tensor], dict[str, list]]:
-    """The SML statistics of a split, and mean and std of what ``combined`` adds up, on its labelled pixels."""
-    classes = ClassStatistics(len(dataset.classes))
-    parts = {name: ClassStatistics(1) for name in ("outlier", "energy") if has_head(model)}
+def _tail(normal: PixelRanking) -> list[float]:
+    """What ``scores.rarity`` takes of the scores of normal pixels."""
+    return [normal.quantile(1 - share) for share in TAIL_SHARES]
+
+
+def _normal_scores(
+    model: nn.Module, dataset: RoadDataset, config: Config, calibration: dict, names: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, PixelRanking]]:
+    """The SML statistics of a split without anomalies, and the named scores of its labelled pixels."""
+    classes, rankings = ClassStatistics(len(dataset.classes)), {name: PixelRanking() for name in names}
     step = -(-len(dataset) // CALIBRATION_IMAGES)
     for logits, outlier, mask in each_image(model, Subset(dataset, range(0, len(dataset), step)), config):
-        logits = Logits(logits)
+        logits, normal = Logits(logits), mask != IGNORE
         classes.update(logits)
-        for name, score in score_maps(logits, None, parts, outlier).items():
-            parts[name].update(score[mask != IGNORE][None, None])  # as logits of one class
-    moments = {name: part.compute() for name, part in parts.items()}
-    return classes.compute(), {name: [float(row["mean"]), float(row["std"])] for name, row in moments.items()}
+        for name, score in calibrated_maps(logits, outlier, calibration, names).items():
+            rankings[name].update(score[normal], torch.zeros_like(score[normal], dtype=torch.bool))
+    return classes.compute(), rankings
 
 
 def calibrated_maps(
-    logits: Tensor | Logits, outlier: Tensor | None, calibration: dict | None, names: Iterable[str]
+    logits: Tensor | Logits, outlier: Tensor | None, calibration: Mapping | None, names: Iterable[str]
 ) -> dict[str, Tensor]:
     """``score_maps`` with what they need of a model's calibration, if it has one."""
     if not calibration:
         return score_maps(logits, None, names, outlier)
-    return score_maps(logits, calibration["statistics"]["train"], names, outlier, calibration.get("units"))
+    return score_maps(logits, calibration["statistics"].get("train"), names, outlier, calibration.get("tails"))
 
 
 # --------------------------------------------------------------------------------------- evaluation
@@ -148,29 +153,34 @@ def evaluate_split(trained: system.Trained, dataset: RoadDataset) -> Evaluation:
     fixed thresholds are left out, which is printed.
     """
     calibration = trained.calibration
-    names = score_names(trained.model, bool(calibration)) if dataset.anomaly is not None else []
+    names = score_names(trained.model, calibration) if dataset.anomaly is not None else []
     if not calibration:
         print("no calibration in the weights: sml, sml_raw, combined and fixed thresholds are left out")
+    elif has_head(trained.model) and not calibration.get("tails"):
+        print("the weights were calibrated by an older version: combined is left out; train again to have it")
     thresholds = calibration["thresholds"] if calibration else {}
     meters = {name: _ScoreMeter(thresholds.get(name)) for name in names}
+    best = headline(trained.model, calibration)
+    objects = ObjectMeter(thresholds.get(best))
     matrices = []
     for logits, outlier, mask in each_image(trained.model, dataset, trained.config):
         logits = Logits(logits)
         if dataset.classes:
             matrices.append(confusion(logits.prediction, mask, dataset).matrix)
         if meters:
-            _update(meters, calibrated_maps(logits, outlier, calibration, names), mask, dataset)
+            maps = calibrated_maps(logits, outlier, calibration, names)
+            _update(meters, maps, mask, dataset)
+            objects.update(maps[best][0], mask[0] == dataset.anomaly, mask[0] != IGNORE)
     metrics = {"images": len(dataset)}
     if matrices:
         metrics |= _segmentation_metrics(np.stack(matrices), dataset)
     pooled = {name: meter.pooled() for name, meter in meters.items()}
-    best = headline(trained.model, bool(calibration))
     if not pooled:
         return Evaluation(metrics, {})
     if not pooled[best].positives:
         print(f"no anomalous pixel in the {dataset.split} split: scores are not measured")
         return Evaluation(metrics, {})
-    metrics |= _anomaly_metrics(meters, pooled, best, bool(dataset.optional))
+    metrics |= _anomaly_metrics(meters, pooled, best, bool(dataset.optional)) | objects.compute()
     return Evaluation(metrics, {name: ranking.curves() for name, ranking in pooled.items()})
 
 

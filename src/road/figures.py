@@ -1,5 +1,6 @@
 """What the road system draws: label maps, six-panel comparisons, score maps, SML step by step."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from torch import Tensor
 
 from src import plots, system
 from src.backbones import denormalize
@@ -24,10 +26,20 @@ from src.road.data import (
     open_compatible,
 )
 from src.road.evaluation import headline, score_names
-from src.road.prediction import Prediction, predict_samples, prediction_maps, sample_report
+from src.road.prediction import (
+    ALARM,
+    RAREST,
+    Prediction,
+    predict_samples,
+    prediction_maps,
+    sample_report,
+    score_map,
+)
 from src.road.scores import (
+    TAIL_SHARES,
     dilated_smoothing,
     max_logit,
+    rarity,
     scaled_dilation,
     scaled_radii,
     standardized_max_logits,
@@ -37,6 +49,7 @@ from src.road.transforms import Augment
 
 CORRECT, WRONG, UNLABELLED = (235, 235, 235), (213, 94, 0), (255, 255, 255)
 SHOWN_SCORES = ("max_logit", "sml", "outlier", "combined")
+RARITY_TICKS = {f"{100 * share:g} %": -math.log(share) for share in (0.05, 0.01, 0.001, 0.0001)}
 
 
 def draw(trained: system.Trained, root: Path | None, dataset: str) -> dict[str, Figure]:
@@ -62,10 +75,9 @@ def _draw_split(trained: system.Trained, dataset: RoadDataset) -> dict[str, Figu
         drawn[f"{split}_grid"] = comparison_grid(predictions[::3], dataset)
         drawn[f"{split}_failures"] = comparison_grid(failures(predictions, dataset, 2), dataset)
     if dataset.anomaly is not None and split == "test":
-        available = score_names(trained.model, bool(trained.calibration))
+        available = score_names(trained.model, trained.calibration)
         names = [name for name in SHOWN_SCORES if name in available]
-        maps = [prediction_maps(trained, prediction, names) for prediction in predictions[::3]]
-        drawn["scores"] = score_grid(predictions[::3], maps, dataset)
+        drawn["scores"] = score_grid(trained, predictions[::3], names, dataset)
         drawn["logits"] = logit_distributions(predictions, dataset, dataset_class(trained.config.dataset).classes)
         if trained.calibration:
             drawn["found"] = best_and_worst(trained, dataset)
@@ -154,24 +166,55 @@ def comparison_grid(predictions: Sequence[Prediction], dataset: RoadDataset) -> 
 
 # ---------------------------------------------------------------------------------------------- scores
 def score_grid(
-    predictions: Sequence[Prediction], maps: Sequence[dict[str, torch.Tensor]], dataset: RoadDataset
+    trained: system.Trained, predictions: Sequence[Prediction], names: Sequence[str], dataset: RoadDataset
 ) -> Figure:
-    """Input with the anomaly's outline, then one score map a column; each map on its own 1st..99th percentile."""
-    rows = []
+    """Input with the anomaly's outline, the named scores by ``score_map``, and what the last finds at its threshold.
+
+    Precision and recall are those of the picture.
+    """
+    maps = [prediction_maps(trained, prediction, names) for prediction in predictions]
+    tails = score_tails(trained, maps)
+    rows, notes = [], []
     for prediction, scores in zip(predictions, maps, strict=True):
-        image, mask = prediction.image, prediction.mask
-        panels = [image if mask is None else plots.outline(image, mask == dataset.anomaly)]
-        for score in scores.values():
-            values = score[0].numpy()
-            panels.append(plots.heat(values, *np.percentile(values, (1, 99))))
-        rows.append(panels)
-    return plots.image_grid(rows, ("input", *(name.replace("_", " ") for name in maps[0])))
+        pictures = [score_map(prediction.image, scores[name], tails[name]) for name in names]
+        rarest = rarity(scores[names[-1]], tails[names[-1]])[0].numpy()
+        found, note = detection(prediction, rarest >= ALARM, dataset)
+        rows.append([plots.outline(prediction.image, prediction.mask == dataset.anomaly), *pictures, found])
+        notes.append(note)
+    titles = [name.replace("_", " ") for name in names]
+    figure = plots.image_grid(rows, ("input", *titles, f"{titles[-1]}: found"))
+    for axis, note in zip(figure.axes[len(names) + 1 :: len(names) + 2], notes, strict=True):
+        _note(axis, note)
+    plots.add_scale(figure, ALARM, RAREST, RARITY_TICKS, "share of normal validation pixels that score as high")
+    return figure
+
+
+def score_tails(trained: system.Trained, maps: Sequence[dict[str, Tensor]]) -> dict[str, Sequence[float]]:
+    """The calibration's tails; for weights without calibration, those of the pictures shown."""
+    if trained.calibration and trained.calibration.get("tails"):
+        return trained.calibration["tails"]
+    levels = 1 - np.array(TAIL_SHARES)
+    return {name: np.quantile(np.stack([scores[name] for scores in maps]), levels).tolist() for name in maps[0]}
+
+
+def detection(prediction: Prediction, called: np.ndarray, dataset: RoadDataset) -> tuple[np.ndarray, str]:
+    """What a threshold finds in one image, ``called`` bool (H,W): picture, and its precision and recall in words."""
+    truth, ignored = prediction.mask == dataset.anomaly, prediction.mask == IGNORE
+    hits, calls = np.count_nonzero(called & truth), np.count_nonzero(called & ~ignored)
+    note = f"precision {hits / max(calls, 1):.2f}, recall {hits / max(np.count_nonzero(truth), 1):.2f}"
+    return plots.outcomes(prediction.image, called, truth, ignored), note
+
+
+def _note(axis, text: str) -> None:
+    """White on black in the upper left corner of a picture."""
+    box = {"facecolor": "black", "alpha": 0.6, "pad": 1.5, "linewidth": 0}
+    axis.text(0.02, 0.97, text, transform=axis.transAxes, va="top", color="white", fontsize=8, bbox=box)
 
 
 def pasted_examples(dataset: RoadDataset, config: Config, indices: Sequence[int]) -> Figure:
     """Training views of the outlier head, each beside the mask of what was pasted into it."""
     augment = Augment(config.augmentation, len(dataset.classes), config.image_size, config.crop_size)
-    paste = outliers.PastedAnomalies(augment, outliers.JITTERED_SHARE)
+    paste = outliers.PastedAnomalies(augment, dataset.classes, outliers.JITTERED_SHARE)
     panels = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -182,17 +225,22 @@ def pasted_examples(dataset: RoadDataset, config: Config, indices: Sequence[int]
     return plots.image_grid([panels], len(indices) * ("training view", "pasted pixels"))
 
 
-def sml_stages(logits: torch.Tensor, statistics: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Max logit -> standardized -> boundary suppressed -> smoothed, each a score (1,H,W)."""
-    height, prediction = logits.shape[-2], logits.max(1).indices
-    standardized = standardized_max_logits(logits, statistics)
-    suppressed = suppress_boundaries(standardized, prediction, scaled_radii(height))
-    return {
-        "max_logit": max_logit(logits),
-        "standardized": standardized,
-        "boundary_suppressed": suppressed,
-        "smoothed": dilated_smoothing(suppressed, dilation=scaled_dilation(height)),
+def sml_steps(trained: system.Trained, prediction: Prediction, dataset: RoadDataset) -> Figure:
+    """SML's steps on one image: max logit -> standardized -> boundary suppressed -> smoothed, by ``score_map``."""
+    logits, tails = prediction.logits, trained.calibration["tails"]
+    height, classes = logits.shape[-2], logits.max(1).indices
+    standardized = standardized_max_logits(logits, trained.calibration["statistics"]["train"])
+    suppressed = suppress_boundaries(standardized, classes, scaled_radii(height))
+    smoothed = dilated_smoothing(suppressed, dilation=scaled_dilation(height))
+    steps = {
+        "max logit": (max_logit(logits), tails["max_logit"]),
+        "standardized": (standardized, tails["sml_raw"]),
+        "boundary suppressed": (suppressed, tails["sml_raw"]),
+        "smoothed": (smoothed, tails["sml"]),
     }
+    pictures = [score_map(prediction.image, score, tail) for score, tail in steps.values()]
+    outlined = plots.outline(prediction.image, prediction.mask == dataset.anomaly)
+    return plots.image_grid([[outlined, *pictures]], ("input", *steps))
 
 
 def logit_distributions(
@@ -230,17 +278,16 @@ def _draw_quantiles(axis, values, predicted, group, shift: float, color: str, la
 
 def best_and_worst(trained: system.Trained, dataset: RoadDataset, count: int = 2) -> Figure:
     """The images whose anomalies the headline score ranks best (by AUPR), and worst, with outline and score map."""
-    best = headline(trained.model)
+    best = headline(trained.model, trained.calibration)
     auprs = _image_auprs(trained, dataset, best)
     order = sorted(auprs, key=auprs.get, reverse=True)
     shown = order[:count] + order[max(count, len(order) - count) :]
     predictions = predict_samples(trained, dataset, shown)
-    maps = [prediction_maps(trained, prediction, ("max_logit", best)) for prediction in predictions]
-    figure = score_grid(predictions, maps, dataset)
-    box = {"facecolor": "black", "alpha": 0.6, "pad": 1.5, "linewidth": 0}
-    for axis, index in zip(figure.axes[:: len(maps[0]) + 1], shown, strict=True):
-        label = f"AUPR {auprs[index]:.2f}"
-        axis.text(0.02, 0.97, label, transform=axis.transAxes, va="top", color="white", bbox=box)
+    names = list(dict.fromkeys(("max_logit", best)))
+    figure = score_grid(trained, predictions, names, dataset)
+    columns = len(names) + 2
+    for axis, index in zip(figure.axes[: columns * len(shown) : columns], shown, strict=True):
+        _note(axis, f"AUPR {auprs[index]:.2f}")
     return figure
 
 

@@ -47,7 +47,7 @@ def train(
 
     if config.outlier_epochs:
         settings.seed_everything(config.seed)
-        model.outlier_head = build_outlier_head(config.backbone, model.backbone)
+        model.outlier_head = build_outlier_head(config, model.backbone)
         extras["outlier_history"] = outliers.fit(
             model, splits["train"], splits["val"], config, run_dir / "outliers", fingerprint
         )

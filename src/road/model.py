@@ -38,7 +38,7 @@ def build_model(config: Config, extras: dict[str, Any] | None = None) -> nn.Modu
         raise settings.InputError(f"{config.dataset} names no classes to train on; use it with `evaluate` only")
     model = deeplabv3(config.backbone, classes, config.output_stride, config.width)
     if config.outlier_epochs:
-        model.outlier_head = build_outlier_head(config.backbone, model.backbone)
+        model.outlier_head = build_outlier_head(config, model.backbone)
     return model
 
 
@@ -111,12 +111,13 @@ def layer_outputs(backbone: nn.ModuleDict, names: Sequence[str], images: Tensor)
 class OutlierHead(nn.Module):
     """Features of several depths, dict of (B,C,h,w) -> logits (B,h,w) of "anomalous", at the deepest's resolution.
 
-    Finer features are averaged down to it. ``names`` and ``channels`` say which, in order.
+    ``names`` and ``channels`` say which, in order. ``fine``: at the resolution of the second, 1/8 of the image's; at
+    1/16 an object far down the road is smaller than one cell. Finer features are averaged, coarser ones interpolated.
     """
 
-    def __init__(self, names: Sequence[str], channels: Sequence[int]):
+    def __init__(self, names: Sequence[str], channels: Sequence[int], fine: bool = False):
         super().__init__()
-        self.names = tuple(names)
+        self.names, self.size_of = tuple(names), names[1 if fine else -1]
         self.net = nn.Sequential(
             nn.BatchNorm2d(sum(channels), affine=False),
             nn.Dropout(HEAD_DROPOUT),
@@ -129,15 +130,20 @@ class OutlierHead(nn.Module):
         )
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
-        size = features[self.names[-1]].shape[-2:]
-        averaged = [F.adaptive_avg_pool2d(features[name].float(), size) for name in self.names]
-        return self.net(torch.cat(averaged, 1))[:, 0]
+        size = features[self.size_of].shape[-2:]
+        return self.net(torch.cat([_resized(features[name].float(), size) for name in self.names], 1))[:, 0]
 
 
-def build_outlier_head(backbone: str, features: nn.ModuleDict) -> OutlierHead:
-    """A head, randomly initialised, that fits the features of a model with this backbone."""
-    names = stages(backbone)
-    return OutlierHead(names, [_channels(features[name]) for name in names])
+def _resized(features: Tensor, size: tuple[int, int]) -> Tensor:
+    if features.shape[-1] < size[1]:
+        return F.interpolate(features, size, mode="bilinear")
+    return F.adaptive_avg_pool2d(features, size)
+
+
+def build_outlier_head(config: Config, features: nn.ModuleDict) -> OutlierHead:
+    """A head, randomly initialised, for the features of a model of this config."""
+    names = stages(config.backbone)
+    return OutlierHead(names, [_channels(features[name]) for name in names], config.fine_outlier_head)
 
 
 @torch.inference_mode()

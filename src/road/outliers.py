@@ -23,11 +23,13 @@ from src import settings, training
 from src.backbones import denormalize, normalize
 from src.metrics import PixelRanking
 from src.road.config import Config
-from src.road.data import IGNORE, RoadDataset
+from src.road.data import IGNORE, LabelClass, RoadDataset
 from src.road.model import layer_outputs
 from src.road.transforms import Augment
 
 SIZE = (0.04, 0.6)  # height of a pasted object in image heights, log-uniform
+SMALL = (0.02, 0.12)  # of one that stands on the road, as lost cargo seen from afar
+SMALL_SHARE = 0.5  # share of the training views whose objects are such ones
 LR, WEIGHT_DECAY = 1e-3, 1e-2
 JITTERED_SHARE = 0.7  # share of the training views that get photometric jitter
 _JITTER = v2.ColorJitter(0.4, 0.4, 0.6, 0.08)
@@ -94,14 +96,19 @@ def _tint() -> Tensor:
     return 0.7 * _uniform(0, 1) * torch.randn(3, 1, 1)
 
 
-def paste(image: Tensor) -> tuple[Tensor, Tensor]:
-    """One to three objects into an image float32 (3,H,W), normalised: a new image, and where they are, bool (H,W)."""
+def paste(image: Tensor, ground: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """One to three objects into an image float32 (3,H,W), normalised: a new image, and where they are, bool (H,W).
+
+    Of all sizes and anywhere, or small and standing on ``ground``, bool (H,W), if there is any.
+    """
+    standing = ground.nonzero() if ground is not None else []
     image, pasted = image.clone(), torch.zeros(image.shape[1:], dtype=torch.bool)
     low, high = image.amin((1, 2))[:, None, None], image.amax((1, 2))[:, None, None]  # no brighter than the photograph
     image_height, image_width = pasted.shape
     for _ in range(int(torch.randint(1, 4, ()))):
-        height = max(8, int(image_height * _log_uniform(*SIZE)))
-        width = min(max(8, int(height * _log_uniform(0.45, 2.2))), image_width)
+        smallest, sizes = (4, SMALL) if len(standing) else (8, SIZE)
+        height = max(smallest, int(image_height * _log_uniform(*sizes)))
+        width = min(max(smallest, int(height * _log_uniform(0.45, 2.2))), image_width)
         outline = _outline(height, width)
         texture = _piece(image, height, width) if torch.rand(()) < 0.6 else _clouds(height, width)
         (y, x), angle = _grid(height, width), _uniform(0, 2 * math.pi)
@@ -109,8 +116,14 @@ def paste(image: Tensor) -> tuple[Tensor, Tensor]:
         alpha = outline.float()[None]
         if torch.rand(()) < 0.5:  # else a crisp border
             alpha = F.avg_pool2d(alpha, 3, 1, 1)
-        rows, object_rows = _place(image_height, height)
-        columns, object_columns = _place(image_width, width)
+        if len(standing):
+            y, x = standing[int(torch.randint(len(standing), ()))].tolist()
+            top, left = y - height, x - width // 2
+        else:
+            top = int(torch.randint(image_height, ())) - height // 2
+            left = int(torch.randint(image_width, ())) - width // 2
+        rows, object_rows = _visible(top, height, image_height)
+        columns, object_columns = _visible(left, width, image_width)
         visible = (object_rows, object_columns)
         background = image[:, rows, columns]
         alpha = alpha[:, *visible]
@@ -119,9 +132,8 @@ def paste(image: Tensor) -> tuple[Tensor, Tensor]:
     return image, pasted
 
 
-def _place(image_side: int, side: int) -> tuple[slice, slice]:
-    """Where an object lands along one side of the image, centred anywhere, and which part of it is inside."""
-    start = int(torch.randint(image_side, ())) - side // 2
+def _visible(start: int, side: int, image_side: int) -> tuple[slice, slice]:
+    """Where an object that starts there lies along one side of the image, and which part of it is inside."""
     end = min(image_side, start + side)
     return slice(max(0, start), end), slice(max(0, -start), end - start)
 
@@ -141,15 +153,17 @@ def photometric_jitter(image: Tensor) -> Tensor:
 class PastedAnomalies:
     """Training view with pasted objects: ``image`` float32 (3,h,w), ``mask`` int64 (h,w): 1 pasted, 0 not, IGNORE.
 
-    ``jittered_share`` of the views get ``photometric_jitter``.
+    ``SMALL_SHARE`` of the views get small objects on the road, ``jittered_share`` of them ``photometric_jitter``.
     """
 
-    def __init__(self, augment: Augment, jittered_share: float):
+    def __init__(self, augment: Augment, classes: Sequence[LabelClass], jittered_share: float):
         self.augment, self.jittered_share = augment, jittered_share
+        self.road = [entry.name for entry in classes].index("road")
 
     def __call__(self, sample: dict) -> dict[str, Tensor]:
         view = self.augment(sample)
-        image, pasted = paste(view["image"])
+        ground = view["mask"] == self.road if torch.rand(()) < SMALL_SHARE else None
+        image, pasted = paste(view["image"], ground)
         if torch.rand(()) < self.jittered_share:
             image = photometric_jitter(image)
         return {"image": image, "mask": torch.where(view["mask"] == IGNORE, IGNORE, 0).masked_fill(pasted, 1)}
@@ -183,7 +197,8 @@ def validate(head: nn.Module, views: Sequence[dict], features: Callable, config:
 
 def validation_views(dataset: RoadDataset, config: Config) -> list[dict[str, Tensor]]:
     """Images at even distances over a split with anomalies pasted from the config's seed, the same in each epoch."""
-    augment = PastedAnomalies(Augment("none", len(dataset.classes), config.image_size, None), 0.0)
+    views = Augment("none", len(dataset.classes), config.image_size, None)
+    augment = PastedAnomalies(views, dataset.classes, 0.0)
     step = -(-len(dataset) // _VALIDATION)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -221,7 +236,7 @@ def fit(
 
     return training.fit(
         head,
-        training.Batches(train, config, PastedAnomalies(augment, JITTERED_SHARE)),
+        training.Batches(train, config, PastedAnomalies(augment, train.classes, JITTERED_SHARE)),
         partial(loss, features=features),
         partial(validate, views=validation_views(val, config), features=features, config=config),
         config,

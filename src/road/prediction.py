@@ -1,5 +1,6 @@
 """What a model says of single images, of a data set or of any file."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,13 @@ from PIL import Image
 from src import files, plots, settings, system, training
 from src.images import read_image
 from src.road.data import RoadDataset, dataset_class, mask_to_rgb
-from src.road.evaluation import calibrated_maps, confusion, headline
+from src.road.evaluation import QUANTILE, calibrated_maps, confusion, headline
 from src.road.model import infer
+from src.road.scores import TAIL_SHARES, rarity
 from src.road.transforms import preprocess
+
+ALARM = -math.log(1 - QUANTILE)  # rarity of a score at its threshold
+RAREST = -math.log(TAIL_SHARES[-1])  # rarity from which on a map is brightest
 
 
 @dataclass
@@ -57,6 +62,11 @@ def prediction_maps(trained: system.Trained, prediction: Prediction, names: Sequ
     return calibrated_maps(prediction.logits, prediction.outlier, trained.calibration, names)
 
 
+def score_map(image: np.ndarray, score: torch.Tensor, tail: Sequence[float]) -> np.ndarray:
+    """Colours (H,W,3) of a score (1,H,W): the image in grey, coloured from the threshold up, brighter the rarer."""
+    return plots.above_threshold(image, rarity(score, tail)[0].numpy(), ALARM, RAREST)
+
+
 def sample_report(predictions: Sequence[Prediction], dataset: RoadDataset) -> tuple[dict, dict]:
     """mIoU, pixel accuracy and mean confidence of each sample, and their mean, std, min and max."""
     rows = {}
@@ -82,13 +92,16 @@ def predict(trained: system.Trained, image_files: Sequence[Path], out: Path) -> 
 
 def _write_prediction(trained: system.Trained, file: Path, out: Path) -> dict[str, Any]:
     prediction = predict_image(trained, read_image(file), name=file.name)
-    best = headline(trained.model, bool(trained.calibration))
-    score = prediction_maps(trained, prediction, (best,))[best][0].numpy()
+    calibration = trained.calibration or {}
+    best = headline(trained.model, calibration)
+    scores = prediction_maps(trained, prediction, (best,))[best]
+    score = scores[0].numpy()
     colors = mask_to_rgb(prediction.classes, dataset_class(trained.config.dataset))
-    pictures = {
-        "overlay": plots.overlay(prediction.image, colors),
-        best: plots.heat(score, *np.percentile(score, (1, 99))),
-    }
+    pictures = {"overlay": plots.overlay(prediction.image, colors)}
+    if calibration.get("tails"):
+        pictures[best] = score_map(prediction.image, scores, calibration["tails"][best])
+    else:  # no threshold to tie the colours to
+        pictures[best] = plots.heat(score, *np.percentile(score, (1, 99)))
     row = {"image": str(file)}
     for name, picture in pictures.items():
         path = out / f"{file.stem}_{name}.png"
@@ -97,8 +110,8 @@ def _write_prediction(trained: system.Trained, file: Path, out: Path) -> dict[st
         row[name] = str(path)
     row["mean_confidence"] = round(float(prediction.confidence.mean()), 4)
     row["max_score"] = round(float(score.max()), 4)
-    if trained.calibration:
-        threshold = trained.calibration["thresholds"][best]
+    if calibration:
+        threshold = calibration["thresholds"][best]
         row["threshold"] = round(threshold, 4)
         row["share_above_threshold"] = round(float((score >= threshold).mean()), 4)
     return row

@@ -20,8 +20,8 @@ from torch import Tensor
 MIN_PIXELS = 100
 # Rows of a Cityscapes image: what the published suppression radii and smoothing dilation were chosen for.
 REFERENCE_HEIGHT = 1024
-# In the combined score; chosen on validation images with artificial objects, and with a known class left out.
-ENERGY_WEIGHT = 2.0
+# Shares of normal pixels at which `rarity` knows how high a score is.
+TAIL_SHARES = (1.0, 0.95, 0.75, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0005, 0.0001)
 
 
 # ------------------------------------------------------------------------------------- simple scores
@@ -88,15 +88,26 @@ def energy(logits: Tensor | Logits) -> Tensor:
     return -(logits.maximum + logits.others.log1p())
 
 
-def combined(logits: Tensor | Logits, outlier: Tensor, units: Mapping[str, Sequence[float]]) -> Tensor:
-    """The outlier head's score + ``ENERGY_WEIGHT`` x energy, each in standard deviations; (B, H, W).
+def combined(logits: Tensor | Logits, outlier: Tensor, tails: Mapping[str, Sequence[float]]) -> Tensor:
+    """How rare the outlier head's score and energy are, by Fisher's method (1925); (B, H, W).
 
-    The head finds texture and colour that no training image has, energy what resembles no known class. ``units``: mean
-    and standard deviation of "outlier" and "energy" over normal validation pixels.
+    Each counts by its `rarity`. The head finds texture and colour that no training image has, energy what resembles no
+    known class: whichever is surprised lifts the sum, in units that do not depend on the shape of either score's
+    distribution. `tails`: what `rarity` takes, of "outlier" and "energy".
     """
-    (outlier_mean, outlier_std), (energy_mean, energy_std) = units["outlier"], units["energy"]
-    scaled_energy = (energy(logits) - energy_mean) / energy_std
-    return (outlier - outlier_mean) / outlier_std + ENERGY_WEIGHT * scaled_energy
+    return rarity(outlier, tails["outlier"]) + rarity(energy(logits), tails["energy"])
+
+
+def rarity(score: Tensor, tail: Sequence[float]) -> Tensor:
+    """Minus the natural log of the share of normal pixels that score as high; any shape, float32.
+
+    `tail`: the scores that `TAIL_SHARES` of the normal pixels reach, ascending.
+    """
+    points = torch.tensor(tail, dtype=torch.float32, device=score.device)
+    heights = -torch.tensor(TAIL_SHARES, dtype=torch.float32, device=score.device).log()
+    slopes = heights.diff() / points.diff().clamp(min=1e-6)
+    left = torch.searchsorted(points, score.contiguous()).clamp(1, len(tail) - 1) - 1
+    return (heights[left] + slopes[left] * (score - points[left])).clamp(min=0)
 
 
 SCORES = {"msp": msp, "max_logit": max_logit, "entropy": entropy, "energy": energy}
@@ -264,20 +275,20 @@ def score_maps(
     statistics: Mapping[str, Tensor] | None = None,
     names: Iterable[str] = tuple(SCORES),
     outlier: Tensor | None = None,
-    units: Mapping[str, Sequence[float]] | None = None,
+    tails: Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, Tensor]:
     """Scores by name, each (B, H, W): those of `SCORES`, "sml_raw" (standardized only), "sml" (in full), "outlier" and
     "combined".
 
     `outlier` is the output of a model's outlier head, (B, H, W), passed through. Raises ValueError for an unknown name,
-    for SML without `statistics`, for the last two without `outlier` and for "combined" without `units`.
+    for SML without `statistics`, for the last two without `outlier` and for "combined" without `tails`.
     """
     logits, maps = Logits.of(logits), {}
     for name in names:
         if name in ("outlier", "combined") and outlier is None:
             raise ValueError(f"{name!r} needs a model with an outlier head: train with outlier_epochs above 0")
-        if name == "combined" and units is None:
-            raise ValueError("'combined' needs the units of a model's calibration")
+        if name == "combined" and tails is None:
+            raise ValueError("'combined' needs the tails of a model's calibration")
         if name in ("sml_raw", "sml") and statistics is None:
             raise ValueError(f"{name!r} needs class statistics: pass ClassStatistics.compute()'s result")
         if name in SCORES:
@@ -285,7 +296,7 @@ def score_maps(
         elif name == "outlier":
             maps[name] = outlier
         elif name == "combined":
-            maps[name] = combined(logits, outlier, units)
+            maps[name] = combined(logits, outlier, tails)
         elif name == "sml_raw":
             maps[name] = standardized_max_logits(logits, statistics)
         elif name == "sml":

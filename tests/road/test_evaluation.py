@@ -19,7 +19,7 @@ from sklearn.metrics import (
 )
 from torch import nn
 
-from src import road, settings, system
+from src import plots, road, settings, system
 from src.backbones import MEAN, STD
 from src.road import data, evaluation, figures, prediction, scores
 
@@ -103,6 +103,9 @@ def calibration_for(classes: int) -> dict:
     return {"statistics": {"train": statistics, "val": statistics | {"mean": mean + 5}}, "thresholds": thresholds}
 
 
+TAIL = np.linspace(-2, 3, len(scores.TAIL_SHARES)) ** 3 / 4
+
+
 class Case:
     """Ten images, of which the last two hold no anomaly; true classes win more often than not."""
 
@@ -118,7 +121,8 @@ class Case:
         self.outliers = rng.normal(0, 1, (10, *SIZE)).astype(np.float32) + np.float32(self.masks == ANOMALY)
         self.dataset = street_hazards(root, self.masks)
         self.calibration = calibration_for(13)
-        self.calibration["units"] = {"outlier": [1.0, 2.0], "energy": [-3.0, 0.5]}
+        self.calibration["tails"] = {name: TAIL.tolist() for name in evaluation.SCORE_NAMES}
+        self.calibration["tails"]["energy"] = (TAIL - 4).tolist()
         thresholds = {name: float(np.quantile(self.score(name), 0.9)) for name in evaluation.SCORE_NAMES}
         self.calibration["thresholds"] = thresholds
         self.model = stub(self.logits, self.outliers)
@@ -141,8 +145,15 @@ class Case:
             "sml_raw": lambda: -(best - mean) / std,
             "sml": lambda: scores.sml(torch.from_numpy(self.logits), chosen).numpy(),
             "outlier": lambda: self.outliers,
-            "combined": lambda: (self.outliers - 1) / 2 + 2 * (-np.log(np.exp(x).sum(1)) + 3) / 0.5,
+            "combined": lambda: rarity(self.outliers) + rarity(4 - np.log(np.exp(x).sum(1))),
         }[name]()
+
+
+def rarity(score: np.ndarray) -> np.ndarray:
+    """Of a score whose tail is ``TAIL``, by hand: minus the log of its share, extended on its last line."""
+    heights = -np.log(scores.TAIL_SHARES)
+    slope = (heights[-1] - heights[-2]) / (TAIL[-1] - TAIL[-2])
+    return np.where(score > TAIL[-1], heights[-1] + slope * (score - TAIL[-1]), np.interp(score, TAIL, heights))
 
 
 OF_HEAD = ("outlier", "combined")  # the scores that need the outlier head
@@ -221,7 +232,7 @@ def test_per_image_numbers_skip_images_without_anomaly(case, name, ignored, prot
 
 
 def test_headline_is_the_pooled_score_named(case):
-    assert case.metrics["score"] == evaluation.headline(case.model) == "combined"
+    assert case.metrics["score"] == evaluation.headline(case.model, case.calibration) == "combined"
     assert_equal(
         case.metrics, reference(case.score("combined").ravel(), (case.masks == ANOMALY).ravel()), RANKING_ERROR
     )
@@ -231,18 +242,24 @@ def test_headline_is_the_pooled_score_named(case):
 def test_a_model_without_the_head_has_the_baseline_as_headline(case):
     model = Stub(case.logits)
     metrics = metrics_of(model, case.dataset, case.calibration)
-    assert metrics["score"] == evaluation.headline(model) == "max_logit"
+    assert metrics["score"] == evaluation.headline(model, case.calibration) == "max_logit"
     assert_equal(metrics, reference(case.score("max_logit").ravel(), (case.masks == ANOMALY).ravel()), RANKING_ERROR)
     pooled = {name: row for name, row in case.metrics["protocols"]["pooled"].items() if name not in OF_HEAD}
     assert metrics["protocols"]["pooled"] == pooled and not set(OF_HEAD) & set(metrics["scores"])
 
 
-@pytest.mark.parametrize("calibrated, added", [(True, ["sml_raw", "sml"]), (False, [])])
-def test_the_scores_that_can_be_had(case, calibrated, added):
+@pytest.mark.parametrize("calibration, added", [(calibration_for(13), ["sml_raw", "sml"]), (None, [])])
+def test_the_scores_that_can_be_had(case, calibration, added):
     names = [*scores.SCORES, *added]
-    assert evaluation.score_names(Stub(case.logits), calibrated) == names
-    assert evaluation.score_names(case.model, calibrated) == [*names, *OF_HEAD[: 1 + calibrated]]
-    assert set(evaluation.score_names(case.model)) == set(evaluation.SCORE_NAMES)
+    assert evaluation.score_names(Stub(case.logits), calibration) == names
+    assert evaluation.score_names(case.model, calibration) == [*names, "outlier"]
+    assert evaluation.score_names(case.model, case.calibration) == list(evaluation.SCORE_NAMES)
+
+
+def test_a_calibration_without_tails_has_every_score_but_the_combined_and_says_so(case, capsys):
+    result = evaluation.evaluate_split(trained_of(case.model, calibration_for(13)), case.dataset)
+    assert "train again" in capsys.readouterr().out
+    assert result.metrics["score"] == "max_logit" and "combined" not in result.metrics["protocols"]["pooled"]
 
 
 def test_thresholds_come_from_the_calibration(case):
@@ -335,7 +352,7 @@ def test_thresholds_let_five_per_cent_of_normal_validation_pixels_through(calibr
     logits, outliers, _, calibration = calibrated
     val, statistics = torch.from_numpy(logits[3:]), calibration["statistics"]["train"]
     maps = scores.score_maps(
-        val, statistics, evaluation.SCORE_NAMES, torch.from_numpy(outliers[3:]), calibration["units"]
+        val, statistics, evaluation.SCORE_NAMES, torch.from_numpy(outliers[3:]), calibration["tails"]
     )
     assert set(calibration["thresholds"]) == set(maps)
     for name, score in maps.items():
@@ -346,15 +363,16 @@ def test_thresholds_let_five_per_cent_of_normal_validation_pixels_through(calibr
 def test_a_model_without_the_head_has_no_threshold_for_it(calibrated):
     logits, _, sets, calibration = calibrated
     without = evaluation.calibrate(Stub(logits), sets, CONFIG)
-    assert without["units"] == {}
+    assert without["tails"] == {n: tail for n, tail in calibration["tails"].items() if n not in OF_HEAD}
     assert without["thresholds"] == {n: value for n, value in calibration["thresholds"].items() if n not in OF_HEAD}
 
 
-def test_units_are_those_of_normal_validation_pixels(calibrated):
+def test_tails_are_the_scores_that_shares_of_the_normal_validation_pixels_reach(calibrated):
     logits, outliers, _, calibration = calibrated
     energy = -np.log(np.exp(logits[3:].astype(np.float64)).sum(1))
     for name, values in (("outlier", outliers[3:]), ("energy", energy)):
-        assert calibration["units"][name] == pytest.approx([values.mean(), values.std()], rel=1e-4)
+        expected = np.quantile(values, 1 - np.array(scores.TAIL_SHARES), method="inverted_cdf")
+        assert calibration["tails"][name] == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 def test_void_is_no_part_of_the_thresholds(camvid_root):
@@ -363,7 +381,7 @@ def test_void_is_no_part_of_the_thresholds(camvid_root):
     logits = np.random.default_rng(4).normal(size=(2, 11, *masks.shape[1:])).astype(np.float32)
     logits[:, 0] += np.where(masks == data.IGNORE, 50, 0)  # sure, hence of low score, on void alone
     model = Stub(logits)
-    calls = iter([*[0] * len(sets["train"]), 0, 1, 0, 1])
+    calls = iter([*[0] * len(sets["train"]), 0, 1])
     model.backbone = lambda images: {"out": torch.tensor([next(calls)])}
     thresholds = evaluation.calibrate(model, sets, CONFIG)["thresholds"]
     normal = -logits.max(1)[masks != data.IGNORE]
@@ -406,10 +424,35 @@ def test_figure_shows_the_best_and_the_worst(case, headed, count, rows):
     aupr = {i: average_precision_score(case.masks[i].ravel() == ANOMALY, score[i].ravel()) for i in range(len(AREAS))}
     order = sorted(aupr, key=aupr.get, reverse=True)
     figure = figures.best_and_worst(trained, case.dataset, count)
-    columns = 3 if headed else 2  # input, max logit, combined
-    assert len(figure.axes) == rows * columns
-    titles = [axis.get_title() for axis in figure.axes[:columns]]
-    assert titles == ["input", "max logit", "combined"][:columns]
-    labels = [axis.texts[-1].get_text() for axis in figure.axes[::columns]]
+    expected = (
+        ["input", "max logit", "combined", "combined: found"] if headed else ["input", "max logit", "max logit: found"]
+    )
+    columns, pictures = len(expected), figure.axes[:-1]  # the last is the colour bar
+    assert len(pictures) == rows * columns
+    assert [axis.get_title() for axis in pictures[:columns]] == expected
+    labels = [axis.texts[-1].get_text() for axis in pictures[::columns]]
     assert labels == [f"AUPR {aupr[i]:.2f}" for i in order[: rows // 2] + order[-(rows // 2) :]]
     plt.close(figure)
+
+
+def test_detections_count_what_the_threshold_calls(case):
+    (item,) = prediction.predict_samples(case.trained, case.dataset, [0])
+    called, truth = np.zeros(item.mask.shape, bool), item.mask == ANOMALY
+    called.ravel()[np.r_[np.flatnonzero(truth)[:3], np.flatnonzero(~truth)[:1]]] = True
+    picture, note = figures.detection(item, called, case.dataset)
+    assert note == f"precision 0.75, recall {3 / truth.sum():.2f}"
+    colours = {name: (picture == colour).all(-1).sum() for name, colour in plots.OUTCOMES.items()}
+    assert colours == {"found": 3, "missed": truth.sum() - 3, "false alarm": 1}
+    item.mask[called & ~truth] = data.IGNORE
+    picture, note = figures.detection(item, called, case.dataset)
+    assert note.startswith("precision 1.00") and not (picture == plots.OUTCOMES["false alarm"]).all(-1).any()
+
+
+def test_score_maps_are_grey_below_the_threshold_and_the_same_in_every_picture(case):
+    items = prediction.predict_samples(case.trained, case.dataset, [0, 1])
+    threshold = float(np.interp(-np.log(0.05), -np.log(scores.TAIL_SHARES), TAIL))
+    for item in items:
+        score = prediction.prediction_maps(case.trained, item, ("outlier",))["outlier"]
+        picture = prediction.score_map(item.image, score, TAIL.tolist())
+        grey = (picture == picture[..., :1]).all(-1)
+        assert (grey == (score[0].numpy() < threshold)).all() and 0 < grey.mean() < 1

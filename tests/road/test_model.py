@@ -13,7 +13,7 @@ from torchvision.models import segmentation
 from src import checkpoints, road, settings
 from src.road import data, fitting
 from src.road import model as models
-from src.road.config import BACKBONES
+from src.road.config import BACKBONES, Config
 
 CASES = [(backbone, stride) for backbone in BACKBONES for stride in (8, 16)]
 WIDTH = 0.25  # of mobilenet_v2
@@ -91,7 +91,7 @@ def test_mobilenet_dilates_its_last_stages(stride, last):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_outlier_head_fits_its_backbone(backbone):
     model, images = shared(backbone, 16), torch.randn(2, 3, 64, 96)
-    head = models.build_outlier_head(backbone, model.backbone).eval()
+    head = models.build_outlier_head(Config(backbone=backbone), model.backbone).eval()
     with torch.inference_mode():
         features, outputs = models.layer_outputs(model.backbone, head.names, images), model.backbone(images)
         assert head(features).shape == (2, 4, 6)

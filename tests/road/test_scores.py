@@ -386,13 +386,27 @@ def test_score_maps_names_its_maps_and_its_errors():
     for name in ("outlier", "combined"):
         with pytest.raises(ValueError, match=f"'{name}'.*outlier head.*outlier_epochs"):
             scores.score_maps(logits, given, (name,))
-    with pytest.raises(ValueError, match="units"):
+    with pytest.raises(ValueError, match="tails"):
         scores.score_maps(logits, given, ("combined",), outlier)
-    units = {"outlier": [0.5, 2.0], "energy": [-1.0, 4.0]}
-    combined = scores.score_maps(logits, None, ("combined",), outlier, units)["combined"]
-    torch.testing.assert_close(combined, (outlier - 0.5) / 2 + 2 * (1 - logits.logsumexp(1)) / 4)
+    tail = torch.linspace(-4, 4, len(scores.TAIL_SHARES)).tolist()
+    combined = scores.score_maps(logits, None, ("combined",), outlier, {"outlier": tail, "energy": tail})["combined"]
+    expected = scores.rarity(outlier, tail) + scores.rarity(-logits.logsumexp(1), tail)
+    torch.testing.assert_close(combined, expected)
     with pytest.raises(ValueError, match="nonsense"):
         scores.score_maps(logits, given, ("nonsense",))
+
+
+def test_rarity_is_minus_the_log_of_the_share_that_scores_as_high():
+    normal = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    tail = normal.quantile(1 - torch.tensor(scores.TAIL_SHARES)).tolist()
+    levels = torch.linspace(-3, 3.5, 50)
+    share = torch.stack([(normal >= level).float().mean() for level in levels])
+    torch.testing.assert_close(scores.rarity(levels, tail), -share.log(), atol=0.1, rtol=0.02)
+    assert scores.rarity(torch.tensor([-99.0]), tail) == 0
+    far = scores.rarity(torch.tensor([8.0, 9.0, 10.0]), tail)
+    assert far[0] > -np.log(1e-4) and far[2] - far[1] == pytest.approx(float(far[1] - far[0]), rel=1e-4)
+    flat = scores.rarity(torch.tensor([-1.0, 0.0, 1.0]), [0.0] * len(scores.TAIL_SHARES))
+    assert flat.isfinite().all() and flat[2] > flat[1] >= flat[0] == 0
 
 
 def test_images_of_a_batch_do_not_mix_and_inputs_do_not_change():
