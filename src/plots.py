@@ -253,3 +253,23 @@ def _draw_variants(axis, variants: dict[str, np.ndarray], in_use: str) -> None:
     for label in axis.get_yticklabels():
         label.set(fontsize=8, fontweight="bold" if label.get_text() == in_use else "normal")
     axis.grid(False, axis="y")
+
+
+# ------------------------------------------------------------------------------------------- diagrams
+def flow_diagram(
+    places: dict[str, tuple[float, float]], arrows: Sequence[tuple[str, str]], trained: Sequence[str]
+) -> Figure:
+    """Boxes at (column, row) and arrows between them; those that training changes in colour, with a thick border."""
+    columns, rows = (1 + max(place[side] for place in places.values()) for side in (0, 1))
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.7 * rows))
+    axis.set(xlim=(-0.6, columns - 0.4), ylim=(rows - 0.5, -0.5))
+    axis.axis("off")
+    boxes = {}
+    for name, (x, y) in places.items():
+        line = {"edgecolor": COLORS[0], "linewidth": 2} if name in trained else {"edgecolor": "0.4"}
+        text = axis.text(x, y, name, ha="center", va="center", bbox={"boxstyle": "round", "facecolor": "white", **line})
+        boxes[name] = text.get_bbox_patch()
+    for start, end in arrows:
+        style = {"arrowstyle": "-|>", "color": "0.3", "patchA": boxes[start], "patchB": boxes[end]}
+        axis.annotate("", xy=places[end], xytext=places[start], arrowprops=style)
+    return figure

@@ -176,3 +176,14 @@ def test_an_outline_is_as_wide_as_the_image_asks_and_outside_the_region(width, l
     assert not drawn[region].any()
     assert drawn[40, 20 - line : 20].all() and not drawn[40, : 20 - line].any()
     assert drawn[30 - line : 30, 30].all() and not drawn[: 30 - line, 30].any()
+
+
+def test_arrows_of_a_diagram_join_the_boxes_named():
+    places = {"image": (0, 0), "network": (1, 0), "score": (2, 1)}
+    (axis,) = plots.flow_diagram(places, [("image", "network"), ("network", "score")], trained=["network"]).axes
+    boxes = {text.get_text(): text for text in axis.texts if text.get_text()}
+    assert {name: box.get_position() for name, box in boxes.items()} == places
+    arrows = [text for text in axis.texts if not text.get_text()]
+    assert [(arrow.xyann, arrow.xy) for arrow in arrows] == [((0, 0), (1, 0)), ((1, 0), (2, 1))]
+    widths = {name: box.get_bbox_patch().get_linewidth() for name, box in boxes.items()}
+    assert widths["network"] > widths["image"] == widths["score"]

@@ -52,6 +52,33 @@ SHOWN_SCORES = ("max_logit", "sml", "outlier", "combined")
 RARITY_TICKS = {f"{100 * share:g} %": -math.log(share) for share in (0.05, 0.01, 0.001, 0.0001)}
 
 
+def data_flow() -> Figure:
+    """The system as a diagram: what is trained, and how an image becomes a score."""
+    places = {
+        "image": (0, 0.5),
+        "backbone": (1, 0.5),
+        "ASPP": (2, 0),
+        "logits": (3, 0),
+        "MSP, entropy, max logit, SML": (4.7, 0),
+        "outlier head": (2, 1),
+        "energy": (3.6, 0.6),
+        "combined": (4.6, 1),
+        "threshold": (5.7, 1),
+    }
+    arrows = [
+        ("image", "backbone"),
+        ("backbone", "ASPP"),
+        ("ASPP", "logits"),
+        ("logits", "MSP, entropy, max logit, SML"),
+        ("logits", "energy"),
+        ("backbone", "outlier head"),
+        ("outlier head", "combined"),
+        ("energy", "combined"),
+        ("combined", "threshold"),
+    ]
+    return plots.flow_diagram(places, arrows, trained=("backbone", "ASPP", "outlier head"))
+
+
 def draw(trained: system.Trained, root: Path | None, dataset: str) -> dict[str, Figure]:
     """Qualitative figures and failures of val and test, score maps of the test split, learning curves.
 

@@ -60,13 +60,34 @@ def candidates(records: Mapping[str, Mapping]) -> Rows:
     return rows | {"chance": {name: record["base_rate"] for name, record in records.items()}}
 
 
-def energy_weights(records: Mapping[str, Mapping]) -> Rows:
-    """Weight of energy -> AUPR relative to max logit's, for each record and each kind of validation anomaly."""
+def rules(records: Mapping[str, Mapping]) -> Rows:
+    """Rule that joins head and energy -> AUPR relative to max logit's, by record and kind of validation anomaly."""
     rows: Rows = {}
     for name, record in records.items():
-        for score, ratios in record["ratios"].items():
+        for rule, ratios in record["ratios"].items():
             columns = {f"{name}, {kind.replace('_', ' ')}": ratio for kind, ratio in ratios.items()}
-            rows.setdefault(score, {}).update(columns)
+            rows.setdefault(rule, {}).update(columns)
+    return rows
+
+
+def across_sets(records: Mapping[str, Mapping], metric: str = "aupr") -> Rows:
+    """Score -> a pooled metric on each set that has the score; for AUPR also chance, the base rate."""
+    rows: Rows = {}
+    for name, record in records.items():
+        for score, values in record["protocols"]["pooled"].items():
+            rows.setdefault(score, {})[name] = values[metric]
+    if metric == "aupr":
+        rows["chance"] = {name: record["base_rate"] for name, record in records.items()}
+    return rows
+
+
+def objects(records: Mapping[str, Mapping]) -> Rows:
+    """Set -> its objects, their mean sIoU, PPV of the detections, F1, and AUPR by the objects' share of the image."""
+    rows: Rows = {}
+    for name, record in records.items():
+        sizes = {f"AUPR, {size}": row["aupr"] for size, row in record["by_size"].items()}
+        rows[name] = {"objects": record["objects"]["count"]}
+        rows[name] |= {title: record["objects"][title.lower()] for title in ("sIoU", "PPV", "F1")} | sizes
     return rows
 
 

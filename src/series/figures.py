@@ -1,6 +1,7 @@
 """What the series system draws: walls of plots, confusion, calibration, mistakes, and where attention goes."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from src.images import read_image
 from src.labelled import Labelled
-from src.plots import COLORS, SCORE_MAP, WIDTH
+from src.plots import COLORS, SCORE_MAP, WIDTH, flow_diagram
 from src.series import envelope, evaluation
 from src.series.data import class_names
 from src.series.model import activation_maps
@@ -21,6 +22,19 @@ from src.synthetic import series_plots, series_raster
 from src.system import Trained
 
 LINE, EVENT = COLORS[0], COLORS[1]
+
+
+def data_flow() -> Figure:
+    """The system as a diagram: what is trained, and how a plot becomes a class."""
+    places = {
+        "plot": (0, 0),
+        "line envelope": (1.1, 0),
+        "ensemble of networks": (2.6, 0),
+        "temperature scaling": (4.2, 0),
+        "nine probabilities": (5.7, 0),
+    }
+    arrows = list(pairwise(places))
+    return flow_diagram(places, arrows, trained=("ensemble of networks", "temperature scaling"))
 
 
 def draw(trained: Trained, root: Path, dataset: str) -> dict[str, Figure]:

@@ -23,6 +23,27 @@ SHOWN = 14  # classes of the feature map
 MARKERS = "os"  # of the feature map's classes, seven colours each
 
 
+def data_flow() -> Figure:
+    """The system as a diagram: what is trained, and how ten images become ten scores."""
+    places = {
+        "ten images": (0, 0.5),
+        "encoder": (1.1, 0.5),
+        "attention over the set": (2.6, 0),
+        "class posteriors": (2.6, 1),
+        "a score an image": (4.2, 0.5),
+        "the odd one": (5.5, 0.5),
+    }
+    arrows = [
+        ("ten images", "encoder"),
+        ("encoder", "attention over the set"),
+        ("encoder", "class posteriors"),
+        ("attention over the set", "a score an image"),
+        ("class posteriors", "a score an image"),
+        ("a score an image", "the odd one"),
+    ]
+    return plots.flow_diagram(places, arrows, trained=("encoder", "attention over the set", "class posteriors"))
+
+
 def draw(trained: Trained, root: Path, dataset: str) -> dict[str, Figure]:
     """Of validation images: sets, failures, hardest pairs, attention, feature map, accuracy by size; and the curves."""
     config, head = trained.config, trained.model.head

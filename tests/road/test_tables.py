@@ -39,10 +39,29 @@ def test_candidates_are_ordered_and_end_with_chance():
     assert rows["max_logit"]["camvid"] == runs["camvid"]["candidates"]["max_logit"]
 
 
-def test_energy_weights_have_a_column_for_each_kind():
-    rows = tables.energy_weights({"mini": records.load("road", "mini_combined")})
+def test_rules_have_a_column_for_each_kind():
+    rows = tables.rules({"mini": records.load("road", "mini_combined")})
     assert set(rows["max_logit"].values()) == {1.0}
-    assert list(rows["energy"]) == ["mini, pasted", "mini, left out", "mini, both"]
+    assert list(rows["energy"]) == ["mini, pasted", "mini, small", "mini, left out", "mini, all"]
+
+
+def test_scores_across_sets_leave_out_what_a_set_lacks(record):
+    without_head = {name: row for name, row in record["protocols"]["pooled"].items() if name != "outlier"}
+    second = {"protocols": {"pooled": without_head}, "base_rate": 0.5}
+    rows = tables.across_sets({"photographs": record, "others": second})
+    assert rows["msp"] == dict.fromkeys(("photographs", "others"), record["protocols"]["pooled"]["msp"]["aupr"])
+    assert list(rows["outlier"]) == ["photographs"]
+    assert rows["chance"] == {"photographs": record["base_rate"], "others": 0.5}
+    assert "chance" not in tables.across_sets({"photographs": record}, "fpr95")
+
+
+def test_objects_of_a_record():
+    record = {
+        "objects": {"count": 7, "siou": 0.3, "ppv": 0.2, "f1": 0.1},
+        "by_size": {"above 1 %": {"aupr": 0.6, "base_rate": 0.05}},
+    }
+    expected = {"objects": 7, "sIoU": 0.3, "PPV": 0.2, "F1": 0.1, "AUPR, above 1 %": 0.6}
+    assert tables.objects({"photographs": record}) == {"photographs": expected}
 
 
 def test_false_alarms_of_two_places():
