@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from src import road, settings, system
 from src.road.model import layer_outputs
-from src.road.scores import ClassStatistics, combined, sml
+from src.road.scores import TAIL_SHARES, ClassStatistics, combined, sml
 from tests.benchmarking import run
 
 SIZE = (720, 1280)
@@ -24,7 +24,7 @@ PROTOCOL = (
     "median of --repeat runs after one more; "
     "full: 720 x 1280 image and scores; real: 540 x 960 image, scores at 720 x 1280"
 )
-UNITS = {"outlier": (0.0, 1.0), "energy": (0.0, 1.0)}
+TAILS = dict.fromkeys(("outlier", "energy"), torch.linspace(-3, 3, len(TAIL_SHARES)).tolist())
 
 
 def timed(work) -> tuple[float, object]:
@@ -54,7 +54,7 @@ def measure(model, size: tuple[int, int], repeat: int) -> dict[str, float]:
         class_statistics = calibration.compute()
         standardized, _ = timed(lambda: sml(logits, class_statistics))  # noqa: B023
         outlier, outlier_score = timed(lambda: enlarge(head(features)[:, None])[:, 0])  # noqa: B023
-        adding, _ = timed(lambda: combined(logits, outlier_score, UNITS))  # noqa: B023
+        adding, _ = timed(lambda: combined(logits, outlier_score, TAILS))  # noqa: B023
         rows.append((deep + rest, standardized, outlier, outlier + adding))
     forward, standardized, outlier, together = (statistics.median(column) for column in zip(*rows[1:], strict=True))
     return {

@@ -44,7 +44,7 @@ def variants(logits: torch.Tensor, calibration: dict) -> dict[str, torch.Tensor]
 def measure(trained, samples) -> dict:
     """The record's ``variants`` (where there are anomalies) and ``classes``."""
     classes = [entry.name for entry in data.dataset_class(trained.config.dataset).classes]
-    names = [name for name in score_names(trained.model) if name in ALARMS]
+    names = [name for name in score_names(trained.model, trained.calibration) if name in ALARMS]
     thresholds, rankings = trained.calibration["thresholds"], {}
     normal, alarms = torch.zeros(len(classes)), {name: torch.zeros(len(classes)) for name in names}
     anomalous = torch.zeros(len(classes))

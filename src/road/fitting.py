@@ -40,7 +40,7 @@ def train(
     splits = datasets(config, root, ("train", "val"))
     fingerprint = fingerprint_of(splits)
 
-    segmenter_config = replace(config, outlier_epochs=0)
+    segmenter_config = replace(config, outlier_epochs=0, fine_outlier_head=False)  # the head is no part of its run
     model = build_model(segmenter_config)
     start_from(model, config, weights)
     extras = {"history": fit_segmenter(model, splits, segmenter_config, run_dir, fingerprint)}
