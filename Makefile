@@ -1,11 +1,12 @@
 # make run    a fresh clone to an executed main.ipynb under build/
 # make test   lint, unit tests and strict re-execution of every notebook
+# make campaign   200 kills and 1,000 mutated inputs: about an hour
 PYTHON ?= python3
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.requirements.stamp
 
-.PHONY: run test lint unit notebooks data colab submission experiments lock clean
+.PHONY: run test lint unit notebooks campaign data colab submission experiments lock clean
 
 run: data
 	mkdir -p build
@@ -25,6 +26,9 @@ unit: $(STAMP)
 
 notebooks: data
 	$(BIN)/pytest --nbval --nbval-cell-timeout=600 -p no:cacheprovider main.ipynb notebooks
+
+campaign: $(STAMP)
+	$(BIN)/python -m tests.campaign 200 1000
 
 data: $(STAMP)
 	$(BIN)/python -m src road data

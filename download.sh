@@ -13,7 +13,7 @@ size_of() { if [ -f "$1" ]; then wc -c <"$1" | tr -d ' '; else echo 0; fi; }
 human() { awk -v b="$1" 'BEGIN { split("B kB MB GB TB PB", unit, " ")
   for (i = 1; b >= 1000 && i < 6; i++) b /= 1000; printf "%.1f %s", b, unit[i] }'; }
 
-tool() { # digest ALGORITHM FILE | fetch URL PART | unpack ARCHIVE FOLDER
+tool() { # digest ALGORITHM FILE | fetch URL PART | unpack ARCHIVE FOLDER BYTES
   python3 -I - "$@" <<'PY'
 import hashlib, http.client, lzma, os, pathlib, signal, stat, sys, tarfile, urllib.request, zipfile, zlib
 
@@ -54,7 +54,15 @@ def check(name, is_link=False):
     if path.is_absolute() or ".." in path.parts or is_link:
         raise tarfile.TarError(f"unsafe entry {name!r}")
 
-def unpack(archive, folder):
+def count(size):
+    global left
+    left -= max(size, 512)  # an empty file takes room too
+    if left < 0:
+        raise tarfile.TarError("it holds more than the table allows: correct the size there if it has grown")
+
+def unpack(archive, folder, limit):
+    global left
+    left = int(limit)
     if not hasattr(tarfile, "data_filter"):
         sys.exit("download.sh: unpacking safely needs Python 3.10.12, 3.11.4, 3.12 or later")
     try:
@@ -62,12 +70,20 @@ def unpack(archive, folder):
             with zipfile.ZipFile(archive) as file:
                 for entry in file.infolist():
                     check(entry.filename, is_link=stat.S_ISLNK(entry.external_attr >> 16))
+                    count(entry.file_size)  # what is written is no longer, whatever follows
+                    if entry.flag_bits & 1:
+                        raise zipfile.BadZipFile("it is encrypted: get it without a password")
                 file.extractall(folder)
         else:
             with tarfile.open(archive) as file:
                 # data_filter refuses devices and links that lead out of the folder, but only mends absolute paths
-                file.extractall(folder, filter=lambda member, to: check(member.name) or tarfile.data_filter(member, to))
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error) as error:
+                file.extractall(
+                    folder, filter=lambda item, to: check(item.name) or count(item.size) or tarfile.data_filter(item, to)
+                )
+    except tarfile.ReadError as error:
+        sys.exit(f"download.sh: {archive} is not unpacked: it is no whole tar, tar.gz or tar.xz archive")
+    except (OSError, EOFError, ValueError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError,
+            zlib.error) as error:
         sys.exit(f"download.sh: {archive} is not unpacked: {error}")
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends quietly; what has arrived stays
@@ -118,13 +134,16 @@ arrange_road_anomaly() { # FOLDER: frames/N.jpg, frames/N.labels/labels_semantic
 
 install_archive() { # the nine columns of assets/datasets.tsv
   local name=$1 place=$2 file=$3 folder=$4 checksum=$5 bytes=${6#\~} needed=${7#\~} urls=$8 terms=$9
-  local target=$root/$2 fetched=$root/.downloads/$3 archive=${local_file:-$root/.downloads/$3} origin found free
+  local target=$root/$2 fetched=$root/.downloads/$3 archive=${local_file:-$root/.downloads/$3} origin found free limit
   if [ -f "$target/.download" ]; then
     [ "$checksum" = - ] || grep -qx "checksum: $checksum" "$target/.download" ||
       die "$target is of another archive than the table now names. Remove that folder to download it again."
     echo "$place: already there, nothing to do" && return
   fi
   [ ! -e "$target" ] || die "$target was not made by this script. Use it as it is, or move it away to download it."
+  if [ "$urls" = - ] && [ -z "$local_file${ODD_MIRROR-}" ]; then
+    die "$file cannot be fetched without an account. $terms. Then: ./download.sh $name --file PATH/$file"
+  fi
   echo "$place: $file, terms: $terms"
   [ -f "$archive" ] || needed=$((needed + bytes - $(size_of "$fetched.part")))
   mkdir -p "$(dirname "$target")"
@@ -134,10 +153,14 @@ Free some space, or choose another place with --root DIR."
   obtain "$archive" "$file" "$checksum" "$urls"
   staging=$(mktemp -d "$root/.staging.XXXXXX") && mkdir "$staging/all"
   # an archive that was never verified is not kept when it cannot be unpacked: the next call fetches it anew
-  tool unpack "$archive" "$staging/all" || { [ "$checksum" != - ] || rm -f "$fetched"; exit 1; }
+  # an estimated size may be three times as large
+  case $7 in \~*) limit=$((3 * ${7#\~})) ;; *) limit=$7 ;; esac
+  tool unpack "$archive" "$staging/all" "$limit" || { [ "$checksum" != - ] || rm -f "$fetched"; exit 1; }
   # shellcheck disable=SC2086 # the folder is a pattern: GitHub names it after the commit
   set -- "$staging"/all/$folder
   if [ $# -ne 1 ] || [ ! -d "$1" ]; then die "$archive holds no folder $folder: correct its line in $table"; fi
+  [ "$(cd "$1" && pwd -P)" = "$(cd "$staging/all" && pwd -P)${1#"$staging/all"}" ] || [ "$folder" = . ] ||
+    die "$archive has a link in the place of its folder $folder: it is not installed"
   [ "$name" != road_anomaly ] || arrange_road_anomaly "$1"
   printf '%s\n' "file: $file" "origin: $origin" "checksum: $found" "published: $checksum" >"$1/.download"
   mv "${1%/.}" "$target"
@@ -170,6 +193,11 @@ HELP
       "${bytes%%[0-9]*}$(human "${bytes#\~}")" "${unpacked%%[0-9]*}$(human "${unpacked#\~}")" "${checksum%%:*}" \
       "${urls%% *}" "$terms"
   done
+  cat <<'HELP'
+  Fishyscapes Lost & Found is not packed as one archive: get the labels from https://fishyscapes.com and the photographs
+      from http://www.6d-vision.com/lostandfounddataset, and lay them out as images/NAME.png beside
+      labels_masks/NAME_labels_semantic.png, which --dataset smiyc reads.
+HELP
 }
 
 while [ $# -gt 0 ]; do

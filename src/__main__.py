@@ -71,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--weights", type=Path, metavar="FILE", help="checkpoint to use; for train: weights to start from"
     )
+    options.add_argument("--column", metavar="NAME", help="of CSV files: the series to predict or evaluate")
     options.add_argument("--json", type=Path, metavar="OUT", help="write the record of an evaluation here")
     options.add_argument(
         "--out",
@@ -143,6 +144,8 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         raise settings.InputError(f"{arguments.system} has no report; use evaluate, predict or figures")
     if arguments.action == "predict" and not arguments.files:
         raise settings.InputError("predict needs files: python -m src SYSTEM predict FILE ...")
+    if arguments.column and (arguments.system != "series" or arguments.action not in ("predict", "evaluate")):
+        raise settings.InputError("--column chooses a series of CSV files: only series predict and evaluate read them")
     ACTIONS_OF[arguments.action](package, config, arguments, argv)
 
 
@@ -198,7 +201,9 @@ def evaluate(package, config, arguments, argv) -> None:
 
     trained = load(package, config, arguments)
     start = time.monotonic()
-    metrics, data = system.measure(package, trained, arguments.root, arguments.dataset, arguments.split)
+    metrics, data = system.measure(
+        package, trained, arguments.root, arguments.dataset, arguments.split, **_column(arguments)
+    )
     command = shlex.join(["python", "-m", "src", *_portable(argv)])
     seconds = time.monotonic() - start
     record = records.provenance(command, trained.config.plain(), data, package.PROTOCOL, seconds) | metrics
@@ -211,7 +216,9 @@ def predict(package, config, arguments, argv) -> None:
     """Print what the model says of each file."""
     from src import system
 
-    rows = system.predict(package, load(package, config, arguments), arguments.files, arguments.out)
+    rows = system.predict(
+        package, load(package, config, arguments), arguments.files, arguments.out, **_column(arguments)
+    )
     print(json.dumps(rows, indent=1))
 
 
@@ -248,6 +255,10 @@ def load(package: ModuleType, config: SystemConfig, arguments: argparse.Namespac
         command = system.train_command(package, config)
         raise settings.InputError(f"{path} is missing; make it with `{command}`, or name a file with --weights FILE")
     return system.load(package, path, config, arguments.settings)
+
+
+def _column(arguments: argparse.Namespace) -> dict[str, str]:
+    return {"column": arguments.column} if arguments.column else {}
 
 
 def _print_written(paths: Sequence[Path]) -> None:

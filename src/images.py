@@ -1,7 +1,9 @@
 """Image files: the one lister and the one reader of all systems."""
 
+import sys
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,12 @@ class DataError(settings.InputError):
     """Files that are missing, unpaired or damaged, or that hold what they must not."""
 
 
+@cache
+def note(place: Path | str, message: str) -> None:
+    """Say how files were taken on stderr, once for each place however often it is listed."""
+    print(f"{place}: {message}", file=sys.stderr)
+
+
 # --------------------------------------------------------------------------------------------- listing
 def visible(folder: Path) -> list[Path]:
     """What lies directly in a folder, sorted by name, without hidden and system files; [] where there is no folder."""
@@ -65,7 +73,7 @@ def list_images(folder: Path, suffixes: Sequence[str] = SUFFIXES, *, nested: boo
         else:
             others.append(path.name)
     if others:
-        print(f"{folder}: left out {len(others)} file(s) of another kind, {others[0]} the first")
+        note(folder, f"left out {len(others)} file(s) of another kind, {others[0]} the first")
     return images
 
 

@@ -162,12 +162,12 @@ def train_command(system: ModuleType, config: SystemConfig, weights: Path | None
 
 # ------------------------------------------------------------------------------------------------- uses
 def measure(
-    system: ModuleType, trained: Trained, root: Path | None, dataset: str | None, split: str
+    system: ModuleType, trained: Trained, root: Path | None, dataset: str | None, split: str, **options: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(metrics, description of the data with its fingerprint) of an evaluation's record."""
+    """(metrics, description of the data with its fingerprint) of an evaluation's record; ``options``: of evaluate."""
     dataset = dataset or trained.config.dataset
     root = root or default_root(system, dataset)
-    metrics = system.evaluate(trained, root, dataset=dataset, split=split)
+    metrics = system.evaluate(trained, root, dataset=dataset, split=split, **options)
     files, description = system.evaluated(trained, root, dataset, split)
     folder = root.parent if root.is_file() else root  # a table of files
     marks = records.fingerprint(files, folder) if files else {}
@@ -184,7 +184,9 @@ def check_against_record(system: ModuleType, trained: Trained, metrics: dict[str
     return records.check_against_record(metrics, name_of(system), run)
 
 
-def predict(system: ModuleType, trained: Trained, files: Sequence[Path], out: Path) -> list[dict[str, Any]]:
+def predict(
+    system: ModuleType, trained: Trained, files: Sequence[Path], out: Path, **options: str
+) -> list[dict[str, Any]]:
     """A row for each file; pictures are written below ``out`` under the files' own names, which must differ."""
     stems = [file.stem for file in files]
     for file in files:
@@ -192,7 +194,7 @@ def predict(system: ModuleType, trained: Trained, files: Sequence[Path], out: Pa
             raise settings.InputError(
                 f"{file}: two of the files have this name, and so would their pictures: rename one"
             )
-    return system.predict(trained, files, out)
+    return system.predict(trained, files, out, **options)
 
 
 def write_figures(system: ModuleType, trained: Trained, root: Path | None, dataset: str | None) -> list[Path]:

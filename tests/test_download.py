@@ -51,6 +51,22 @@ LAYOUTS = {
         ["bottle/train/good/000.png", "bottle/ground_truth/broken_large/000_mask.png", "readme.txt"],
         ["mvtec/bottle/train/good/000.png", "mvtec/bottle/ground_truth/broken_large/000_mask.png"],
     ),
+    "dataset_AnomalyTrack.zip": (
+        ["dataset_AnomalyTrack/images/a.jpg", "dataset_AnomalyTrack/labels_masks/a_labels_semantic.png"],
+        ["smiyc/RoadAnomaly21/images/a.jpg", "smiyc/RoadAnomaly21/labels_masks/a_labels_semantic.png"],
+    ),
+    "dataset_ObstacleTrack.zip": (
+        ["dataset_ObstacleTrack/images/a.webp", "dataset_ObstacleTrack/labels_masks/a_labels_semantic.png"],
+        ["smiyc/RoadObstacle21/images/a.webp", "smiyc/RoadObstacle21/labels_masks/a_labels_semantic.png"],
+    ),
+    "leftImg8bit_trainvaltest.zip": (
+        ["README", "leftImg8bit/train/aachen/a_leftImg8bit.png"],
+        ["cityscapes/leftImg8bit/train/aachen/a_leftImg8bit.png"],
+    ),
+    "gtFine_trainvaltest.zip": (
+        ["license.txt", "gtFine/train/aachen/a_gtFine_labelIds.png"],
+        ["cityscapes/gtFine/train/aachen/a_gtFine_labelIds.png"],
+    ),
     "magnetic_tile_cc4eb530.zip": (
         ["Magnetic-tile-defect-datasets.-cc4e/README.md"]
         + ["Magnetic-tile-defect-datasets.-cc4e/MT_Free/Imgs/exp1_num_1.jpg"],
@@ -142,7 +158,7 @@ class Checkout:
 
     def add(self, content: bytes, **changes: str) -> dict[str, str]:
         """Serve `content` as the archive of one more row of the table."""
-        row = dict(name="toy", place="toy", file="toy.tar", folder="top", bytes="1", unpacked="~1", terms="none")
+        row = dict(name="toy", place="toy", file="toy.tar", folder="top", bytes="1", unpacked="~200000", terms="none")
         row |= {"checksum": sha256(content)} | changes
         row.setdefault("urls", f"{self.server.url}/{row['file']}")
         self.server.files[f"/{row['file']}"] = content
@@ -195,8 +211,10 @@ def test_real_table_is_complete_and_names_no_unchecked_source():
     for row in rows:
         assert re.fullmatch(r"-|md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", row["checksum"]), row["file"]
         assert re.fullmatch(r"~?[1-9][0-9]+", row["bytes"]) and re.fullmatch(r"~?[1-9][0-9]+", row["unpacked"])
-        assert all(url.startswith("https://") for url in row["urls"].split(" "))
-    assert [row["file"] for row in rows if row["checksum"] == "-"] == ["camvid_segnet_fcaf7c49.zip"]
+        assert all(url.startswith("https://") for url in row["urls"].split(" ")) or row["urls"] == "-"
+    without = {row["file"] for row in rows if row["checksum"] == "-"}
+    assert without == {"camvid_segnet_fcaf7c49.zip", "leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip"}
+    assert [row["name"] for row in rows if row["urls"] == "-"] == ["cityscapes"] * 2
 
 
 def test_help_of_the_real_script_shows_every_target():
@@ -215,7 +233,7 @@ def test_real_rows_lead_to_the_documented_layout(checkout, file):
     row = next(row for row in table_rows(ROOT / "assets" / "datasets.tsv") if row["file"] == file)
     algorithm = row["checksum"].partition(":")[0]
     checksum = "-" if algorithm == "-" else f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
-    source = {"checksum": checksum, "urls": f"{checkout.server.url}/{file}", "bytes": "1", "unpacked": "1"}
+    source = {"checksum": checksum, "urls": f"{checkout.server.url}/{file}", "bytes": "1", "unpacked": "~200000"}
     checkout.add(content, **row | source)
     checkout.succeed(row["name"])
     for name in expected:
@@ -343,6 +361,62 @@ def test_unsafe_archives_are_refused_as_a_whole(checkout, file):
     assert "is not unpacked" in checkout.fail("toy")
     assert checkout.left_over() == [f".downloads/{file}"]
     assert not list(checkout.path.rglob("escaped.png")) and not list(checkout.root.glob(".staging*"))
+
+
+def encrypted() -> bytes:
+    """A zip archive whose entry says that it needs a password."""
+    content = bytearray(zip_bytes(["top/a.png"]))
+    content[6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    return bytes(content)
+
+
+UNUSABLE = {
+    "encrypted.zip": (encrypted(), "it is encrypted: get it without a password"),
+    "unknown.tar": (b"Rar!" + FILLER, "it is no whole tar, tar.gz or tar.xz archive"),
+    "unknown.zip": (b"Rar!" + FILLER, "not a zip file"),
+    "large.zip": (zip_bytes([f"top/{i}.png" for i in range(11)]), "more than the table allows"),
+    "large.tar": (tar_bytes([f"top/{i}.png" for i in range(11)]), "more than the table allows"),
+    "many.tar.gz": (tar_bytes([f"top/{i}.png" for i in range(9)], "gz"), None),
+}
+
+
+@pytest.mark.parametrize("file", UNUSABLE)
+def test_archives_that_are_locked_unknown_or_too_large_are_one_line(checkout, file):
+    """An estimate of 200,000 bytes leaves room for three times as many."""
+    content, message = UNUSABLE[file]
+    checkout.add(content, file=file)
+    if message is None:
+        checkout.succeed("toy")
+        return
+    error = checkout.fail("toy")
+    assert message in error and len(error.splitlines()) == 1 and "is not unpacked" in error
+    assert not list(checkout.root.glob(".staging*")) and not (checkout.root / "toy").exists()
+
+
+def test_a_published_size_is_a_limit_as_it_is(checkout):
+    row = checkout.add(TOY, unpacked="119999")
+    assert "more than the table allows" in checkout.fail("toy")
+    row["unpacked"] = "120000"
+    checkout.succeed("toy")
+
+
+@pytest.mark.parametrize("folder", ["top", "*/sub"])
+def test_a_link_in_the_place_of_the_folder_is_refused(checkout, folder):
+    checkout.add(tar_bytes(["real/sub/a.png"], link=("top", "real")), folder=folder.replace("*", "top"))
+    assert "has a link in the place of its folder" in checkout.fail("toy")
+    assert not (checkout.root / "toy").exists()
+
+
+def test_what_needs_an_account_says_how_and_is_installed_by_hand(checkout):
+    row = checkout.add(TOY, urls="-", checksum="-", terms="register at https://odd.example")
+    error = checkout.fail("toy")
+    assert "without an account. register at https://odd.example. Then: ./download.sh toy --file" in error
+    assert checkout.server.requests == [] and checkout.left_over() == []
+    archive = checkout.path / row["file"]
+    archive.write_bytes(TOY)
+    checkout.succeed("toy", "--file", archive)
+    assert checkout.left_over() == INSTALLED
 
 
 def test_a_link_within_the_archive_is_kept(checkout):

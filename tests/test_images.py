@@ -31,7 +31,7 @@ def test_other_files_are_left_out_aloud(tmp_path, capsys):
     write(tmp_path / "a.png")
     (tmp_path / "notes.txt").write_text("")
     assert len(images.list_images(tmp_path)) == 1
-    assert "left out 1 file(s) of another kind, notes.txt" in capsys.readouterr().out
+    assert "left out 1 file(s) of another kind, notes.txt" in capsys.readouterr().err
 
 
 def test_links_are_followed_and_folders_below_only_where_asked(tmp_path):

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from torchvision import tv_tensors
 
 from src import records, settings
 from src.defects.config import FOLDERS, Config
-from src.images import SUFFIXES, DataError, by_name, list_images, read_image, read_labels, visible
+from src.images import SUFFIXES, DataError, by_name, list_images, note, read_image, read_labels, visible
 from src.synthetic import textures
 
 NORMAL = "good"
@@ -377,12 +376,9 @@ def _mask(item: Item, size: tuple[int, int]) -> np.ndarray | None:
         sizes = "{1}x{0}, but {2} is {4}x{3}".format(*mask.shape, item.image, *size)
         raise DataError(f"{item.mask} is {sizes}: export the mask at the size of its image")
     if not mask.any():
-        _print_once(f"{item.mask} marks nothing, but {item.image} is anomalous: left out of pixel metrics")
+        note(item.mask, f"marks nothing, but {item.image} is anomalous: left out of pixel metrics")
         return None
     return mask
-
-
-_print_once = cache(print)
 
 
 def read_mask(path: Path, is_grey: bool = False) -> np.ndarray:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from src import settings
-from src.images import DataError, by_name, list_images, read_image, read_labels
+from src.images import DataError, by_name, list_images, note, read_image, read_labels
 from src.road import anomaly_masks
 from src.road.config import FOLDERS, Config
 from src.synthetic import street_scenes
@@ -312,7 +312,7 @@ class SegmentMeIfYouCan(AnomalyDataset):
         masks = by_name(paths, folder, "_labels_semantic")
         hidden = images.keys() - masks.keys()
         if hidden and masks:
-            print(f"{self.root}: {len(hidden)} of {len(images)} images have no mask and are left out")
+            note(self.root, f"{len(hidden)} of {len(images)} images have no mask and are left out")
         return {key: path for key, path in images.items() if key not in hidden}, masks
 
 

@@ -38,11 +38,14 @@ def class_names(config: Config) -> tuple[str, ...]:
 
 # --------------------------------------------------------------------------------------------- splits
 def datasets(
-    config: Config, root: Path | None = None, splits: Sequence[str] = ("train", "val", "test")
+    config: Config, root: Path | None = None, splits: Sequence[str] = ("train", "val", "test"), column: str = ""
 ) -> dict[str, Labelled]:
-    """split asked for -> plots as the network's items; val is a fold of train where there is none on disk."""
+    """split asked for -> plots as the network's items; val is a fold of train where there is none on disk.
+
+    ``column`` of CSV files: see `csv_files.read_csv`.
+    """
     root = root or default_root(config.dataset)
-    parts = {split: read_split(config, root, split) for split in splits if has_split(config, root, split)}
+    parts = {split: read_split(config, root, split, column) for split in splits if has_split(config, root, split)}
     if "train" in splits and "train" not in parts:
         raise DataError(f"{root} has no train/<class> folders of plots or CSV (mini: python -m src series data)")
     if "train" in parts and not has_split(config, root, "val"):
@@ -64,7 +67,7 @@ def folder_of(config: Config, root: Path, split: str) -> str:
     return "train" if split == "val" and has_train and not has_split(config, root, "val") else split
 
 
-def read_split(config: Config, root: Path, split: str) -> Labelled:
+def read_split(config: Config, root: Path, split: str, column: str = "") -> Labelled:
     """The series of a split on disk, or (data set ``generated``) as many drawn for it alone.
 
     Labelled by the config's classes, of which a folder may lack some but (unless they are chosen) bring no other.
@@ -72,7 +75,7 @@ def read_split(config: Config, root: Path, split: str) -> Labelled:
     makers, classes = item_makers(config), class_names(config)
     if config.dataset == GENERATED:
         return generated.draw_series(makers[1], generated.epoch_numbers(DRAWN), classes, config.seed, split)
-    plots = read_folder(root, split, makers, config.classes)
+    plots = read_folder(root, split, makers, config.classes, column)
     unknown = sorted(set(plots.classes) - set(classes))
     if unknown:
         raise settings.InputError(
@@ -152,22 +155,22 @@ def picture(image: np.ndarray, place: str, size: tuple[int, int] = (120, 160), a
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BOX)).transpose(2, 0, 1)
 
 
-def read_item(path: Path, makers: ItemMakers) -> np.ndarray:
+def read_item(path: Path, makers: ItemMakers, column: str = "") -> np.ndarray:
     """The item of a plot or CSV file: uint8 (3,H,W) of `picture`, or float16 (2,W) of `envelope`.
 
     Raises DataError naming a file that cannot be read, or shows nothing that can be used.
     """
     of_plot, of_series = makers
     if path.suffix.lower() == ".csv":
-        return of_series(read_csv(path))
+        return of_series(read_csv(path, column))
     return of_plot(read_image(path), str(path))
 
 
-def read_folder(root: Path, split: str, makers: ItemMakers, classes: Sequence[str] = ()) -> Labelled:
+def read_folder(root: Path, split: str, makers: ItemMakers, classes: Sequence[str] = (), column: str = "") -> Labelled:
     """One split of a folder of class folders; see `files` and `read_item` for what is read, how, and what is raised."""
     paths = files(root, split, classes)
     with ThreadPool() as pool:
-        items = pool.imap(partial(read_item, makers=makers), paths, 8)
+        items = pool.imap(partial(read_item, makers=makers, column=column), paths, 8)
         items = np.stack(list(tqdm(items, "reading", len(paths), leave=False, disable=None)))
     present = tuple(dict.fromkeys(path.parent.name for path in paths))
     labels = torch.tensor([present.index(path.parent.name) for path in paths])

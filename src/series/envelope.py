@@ -16,6 +16,8 @@ SPAN, RISE = 652, 476  # pixels between the first and last, lowest and highest s
 RAGGED = 0.4
 COVERED = 0.416  # least share of a pixel under the line that counts as ink
 FEWEST = 50  # columns of a plot that hold a line
+PURE = 0.85  # least cover of the line's own blue
+DOTS, EDGE, RING = 5, 10, 4  # pixels: stray ones; at the axes, for ticks; around them, where ticks do not end
 
 
 def of_plot(image: np.ndarray, place: str) -> np.ndarray:
@@ -52,6 +54,7 @@ def _cover(image: np.ndarray, place: str) -> np.ndarray:
     """How much of each pixel the line covers: float32 (H,W) in 0..1, of a plot uint8 (H,W,3).
 
     The line is the only colour, above and right of the axes: the darkest column at the left and row in the lower half.
+    Raises DataError where there are no such axes or line, or more than that.
     """
     height, width, _ = image.shape
     red, green, blue = (image[..., channel] for channel in range(3))
@@ -59,14 +62,49 @@ def _cover(image: np.ndarray, place: str) -> np.ndarray:
     left = dark[:, : width // 3 + 1].sum(0).argmax()
     bottom = height // 2 + dark[height // 2 :].sum(1).argmax()
     cover = ((blue - red.astype(np.float32)) / (BLUE[2] - BLUE[0])).clip(0, 1)
-    cover[bottom:] = 0
-    cover[:, : left + 1] = 0
-    if (cover > COVERED).any(0).sum() < FEWEST:
+    line = np.zeros_like(cover)
+    if 2 * dark[:, left].sum() > height and 2 * dark[bottom].sum() > width:  # there are axes
+        top, right = dark[:, left].argmax(), width - dark[bottom, ::-1].argmax()
+        line[top:bottom, left + 1 : right] = cover[top:bottom, left + 1 : right]
+    if (line > COVERED).any(0).sum() < FEWEST:
         raise DataError(
             f"{place} has no blue line (#1f77b4) on light ground above and right of dark axes: draw it as the plots of "
             "this data set are, or give the numbers themselves as CSV"
         )
-    return cover
+    ring = cover[max(top - RING, 0) : bottom + RING, max(left - RING, 0) : right + RING]
+    shown = {
+        "another colour": _is_other_colour(image).sum() > DOTS,
+        "a line beyond the axes": (ring > PURE).sum() - (line > PURE).sum() > DOTS,
+        "text, a legend or an arrow": dark[top + EDGE : bottom - EDGE, left + EDGE : right - EDGE].sum() > DOTS,
+        "a second line or a filled area": _is_more_than_a_line(line),
+    }
+    if any(shown.values()):
+        seen = ", ".join(name for name, is_seen in shown.items() if is_seen)
+        raise DataError(f"{place} shows {seen}: draw the line alone, or give the numbers themselves as CSV")
+    return line
+
+
+def _is_other_colour(image: np.ndarray) -> np.ndarray:
+    """Pixels (H,W) that are neither grey nor a mix of grey and the line's blue."""
+    red, green, blue = (image[..., channel].astype(np.int16) for channel in range(3))
+    expected = (blue - red) * np.float32((BLUE[1] - BLUE[0]) / (BLUE[2] - BLUE[0]))
+    return (abs(green - red - expected) > 40) | (red - blue > 60)
+
+
+def _is_more_than_a_line(line: np.ndarray) -> bool:
+    """Whether columns of cover (H,W) hold two strokes, an edge of thick ink lies level, or areas are pale.
+
+    Of 50 of the real plots, as PNG and as JPEG, at most 12 % of columns, 4 % and 3.8 % of the axes' area do.
+    """
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    line = line[np.ix_(line.any(1), line.any(0))]
+    pale = minimum_filter((line > 0.1) & (line < PURE) & ~maximum_filter(line > PURE, 9), 3)
+    ink = (line > COVERED)[:, (line > COVERED).any(0)]
+    top, bottom = ink.argmax(0), len(ink) - ink[::-1].argmax(0)
+    is_parted = bottom - top - ink.sum(0) > 4
+    level = max(np.bincount(edge[bottom - top > EDGE], minlength=1).max() for edge in (top, bottom))
+    return is_parted.mean() > 0.2 or level > 0.2 * len(top) or pale.mean() > 0.05
 
 
 def _columns(count: int) -> np.ndarray:

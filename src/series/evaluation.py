@@ -30,12 +30,15 @@ PROTOCOL = (
 
 # ------------------------------------------------------------------------------------------ of a model
 def evaluate(
-    trained: Trained, root: Path | None = None, *, dataset: str | None = None, split: str = "test"
+    trained: Trained, root: Path | None = None, *, dataset: str | None = None, split: str = "test", column: str = ""
 ) -> dict[str, Any]:
-    """Metrics of a split of the model's own data set, or of another folder of class folders."""
+    """Metrics of a split of the model's own data set, or of another folder of class folders.
+
+    ``column`` of CSV files: see `csv_files.read_csv`.
+    """
     config = config_for(trained, dataset or trained.config.dataset)
     root = root or data.default_root(config.dataset)
-    plots, probabilities = predict_split(trained, root, config.dataset, split)
+    plots, probabilities = predict_split(trained, root, config.dataset, split, column)
     metrics = measure(probabilities, plots.labels, plots.classes)
     known = plots.known or data.metadata(root, plots.names, data.folder_of(config, root, split))
     if known:
@@ -57,7 +60,9 @@ def config_for(trained: Trained, dataset: str) -> Config:
     return replace(config, dataset=dataset, cross_validate=config.cross_validate and dataset == config.dataset)
 
 
-def predict_split(trained: Trained, root: Path, dataset: str, split: str) -> tuple[Labelled, torch.Tensor]:
+def predict_split(
+    trained: Trained, root: Path, dataset: str, split: str, column: str = ""
+) -> tuple[Labelled, torch.Tensor]:
     """The plots of a split and their probabilities (N,classes), for val by networks that were not trained on them.
 
     Where the folder holds class folders directly, every plot belongs to the split named. Split val of a data set
@@ -66,12 +71,12 @@ def predict_split(trained: Trained, root: Path, dataset: str, split: str) -> tup
     config = config_for(trained, dataset)
     folder = data.folder_of(config, root, split)
     if folder == split:
-        plots = data.read_split(config, root, split)
+        plots = data.read_split(config, root, split, column)
         return plots, trained.model.probabilities(plots.items)
     if not config.cross_validate:
-        plots = data.datasets(config, root, ("train",))["val"]
+        plots = data.datasets(config, root, ("train",), column)["val"]
         return plots, trained.model.probabilities(plots.items)
-    plots = data.read_split(config, root, folder)
+    plots = data.read_split(config, root, folder, column)
     if len(trained.model.members) != config.folds:
         raise settings.InputError(
             f"{trained.source} was trained on all plots of train: evaluate --split test, or --split val with the "

@@ -10,10 +10,13 @@ from src.series import data, figures
 from src.system import Trained
 
 
-def predict(trained: Trained, files: Sequence[Path], out: Path) -> list[dict[str, Any]]:
-    """The probabilities of every class for plots or CSV files; each one's activation map is drawn below ``out``."""
+def predict(trained: Trained, files: Sequence[Path], out: Path, *, column: str = "") -> list[dict[str, Any]]:
+    """The probabilities of every class for plots or CSV files; each one's activation map is drawn below ``out``.
+
+    ``column`` of CSV files: see `csv_files.read_csv`.
+    """
     makers = data.item_makers(trained.config)
-    items = torch.stack([torch.tensor(data.read_item(file, makers)) for file in files])
+    items = torch.stack([torch.tensor(data.read_item(file, makers, column)) for file in files])
     probabilities = trained.model.probabilities(items)
     figures.write_predictions(trained, files, items, probabilities, out)
     classes, rows = data.class_names(trained.config), []

@@ -149,7 +149,7 @@ def test_files_of_the_system_are_ignored_others_named_and_order_is_natural(mvtec
     splits = data.read("mvtec", mvtec_root, "tile")
     numbers = [int(item.image.stem) for item in splits["train"]]
     assert numbers == sorted(numbers) and len(everything(splits)) == 39
-    assert "left out 1 file(s) of another kind, notes.txt" in capsys.readouterr().out
+    assert "left out 1 file(s) of another kind, notes.txt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -458,8 +458,8 @@ def test_a_mask_that_marks_nothing_is_said_once_and_counts_as_unknown(tmp_path, 
     mask = write(tmp_path / "mask.png", BLOB // 50 if is_grey else BLOB * 0)
     dataset = data.DefectDataset([data.Item(write(tmp_path / "image.png"), "hole", mask, is_grey)], tmp_path)
     assert dataset[0]["mask"] is dataset[0]["mask"] is None and dataset[0]["is_anomalous"]
-    assert capsys.readouterr().out.splitlines() == [
-        f"{mask} marks nothing, but {tmp_path / 'image.png'} is anomalous: left out of pixel metrics"
+    assert capsys.readouterr().err.splitlines() == [
+        f"{mask}: marks nothing, but {tmp_path / 'image.png'} is anomalous: left out of pixel metrics"
     ]
 
 

@@ -1,5 +1,6 @@
 """Readers of plots and numbers: layouts, splits, classes, errors that name the file; folds; series by the generator."""
 
+import math
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -206,10 +207,9 @@ def test_series_are_read_as_they_were_written(real_like):
         "time,data\n0,1\n1,5\n2,-3\n",
         "value,Data\n9,1\n9,5\n8,-3\n",
         "time,value\n0,1\n1,5\n2,-3\n",
-        "day,x,y\nMonday,1,7\nTuesday,5,7\nFriday,-3,6\n",
+        "day,x,y\nMonday,1,7\nTuesday,5,7\nFriday,-3,7\n",
         "x\n1\n5\n-3\n",
         "1\n5\n-3\n",
-        "1,9\n5,8\n-3,9\n",
         '\ufefftime,"data"\n0,1\n\n1,5\n\n2,-3',
         "data\r\n1\r\n5.0\r\n-3e0\r\n",
     ],
@@ -232,7 +232,6 @@ def test_the_column_of_values(tmp_path, text):
         ("data\n1\n2\ninf\n", "holds inf at sample 2"),
         ("data\n1\n2\n1e200\n", "is huge"),
         ("data\n1\n\n2\nthree\n", "line 5: 'three' is not a number"),
-        ("data;time\n1;2\n2;3\n", "no column of numbers"),
         ("a,b\nc,d\n", "no column of numbers"),
     ],
 )
@@ -241,9 +240,100 @@ def test_bad_series_are_named(tmp_path, text, message):
         read_csv(write(tmp_path / "bad.csv", text))
 
 
+WAVE = [round(20 + 2 * math.sin(i / 9) + 5 * (i > 40) + 0.1 * (i % 3), 2) for i in range(80)]
+
+
+def table(header: str, row, mark: str = ".") -> str:
+    """A CSV file of WAVE: row(i, text of the value) makes each line."""
+    return header + "".join(row(i, f"{value:.2f}".replace(".", mark)) + "\n" for i, value in enumerate(WAVE))
+
+
+INDEXED = {
+    "pandas DataFrame": table(",temperature\n", lambda i, v: f"{i},{v}"),
+    "pandas DataFrame, rows dropped": table(",temperature\n", lambda i, v: f"{i + i // 7},{v}"),
+    "pandas Series": table(",0\n", lambda i, v: f"{i},{v}"),
+    "pandas Series without index": table("0\n", lambda i, v: v),
+    "epoch": table("timestamp_ms,temperature\n", lambda i, v: f"{1700000000000 + 60000 * i + i % 5},{v}"),
+    "seconds": table("time [s],Value [C]\n", lambda i, v: f"{i / 3:.3f},{v}"),
+    "years and months": table("date,n\n", lambda i, v: f"{2000 + i // 12}.{i % 12 + 1:02d},{v}"),
+    "no header": table("", lambda i, v: f"{i},{v}"),
+    "constant station": table("station,Time,level\n", lambda i, v: f"17,2024-01-01 00:{i % 60:02d},{v}"),
+    "comments": table("# made by a logger\n# 1,2,3\nt,x\n", lambda i, v: f"{i},{v}"),
+    "units": table("time,level\ns,m\n", lambda i, v: f"{i * 0.5},{v}"),
+    "sep": table("sep=;\ntime;level\n", lambda i, v: f"{i};{v}"),
+    "tabs": table("time\tlevel\n", lambda i, v: f"{i}\t{v}"),
+    "quality beside value": table("time,value,quality\n", lambda i, v: f"{i},{v},{i * i % 7}"),
+    "German": table("Zeit;Wert\n", lambda i, v: f"01.02.2024 00:{i % 60:02d};{v}", ","),
+    "German, one column": table("Wert\n", lambda i, v: v, ","),
+    "German, thousands": table("Zeit;Wert\n", lambda i, v: f"{i};{1 + i // 40}.{100 + int(v[:2]):03d},{v[3:]}", ","),
+    "decimal commas in quotes": table("time,level\n", lambda i, v: f'{i},"{v}"', ","),
+    "minus signs": table("level\n", lambda i, v: f"\N{MINUS SIGN}{v}"),
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", INDEXED)
+def test_the_series_is_told_from_index_and_time_in_any_dialect(tmp_path, name, encoding):
+    (tmp_path / "a.csv").write_text(INDEXED[name], encoding=encoding)
+    expected = np.array(WAVE)
+    if name == "German, thousands":
+        expected = np.array([1000 * (1 + i // 40) + 100 + value for i, value in enumerate(WAVE)])
+    np.testing.assert_allclose(
+        read_csv(tmp_path / "a.csv"), -expected if name == "minus signs" else expected, atol=1e-9
+    )
+
+
+REFUSED = {
+    "two measurements": (
+        table("time,a,b\n", lambda i, v: f"{i},{v},{i * i % 7}"),
+        "2 columns .* of time, a, b: .*--column",
+    ),
+    "no names": (table("", lambda i, v: f"{v},{i * i % 7}"), "2 columns .* of 1, 2: .*--column"),
+    "times alone": (table("time,name\n", lambda i, v: f"{i},a{v}"), "0 columns .* of time"),
+    "decimal commas between commas": (
+        table("t,x\n", lambda i, v: f"{i},{v}", ","),
+        "line 2 has more cells than line 1",
+    ),
+    "decimal commas or two columns": ("1,9\n5,8\n-3,9\n", "1,9: two columns, or a decimal comma"),
+    "decimal commas or thousands": ("x\n1,234\n999\n1,001\n", "line 2: '1,234' may hold a decimal mark or thousands"),
+    "points or thousands": ("x;y\na;1.234\nb;999\nc;1.001\n", "line 2: '1.234' may hold a decimal mark or thousands"),
+    "pandas or zero": ("0\n5\n7\n5\n", "begins with 0: numbers, or labels"),
+    "mixed marks": ("x\n1.5\n2,5\n1.25\n", "line 3: '2,5' is not a number"),
+    "units in cells": ("x\n1.5 C\n2.5 C\n", "no column of numbers"),
+    "summary below": ("x\n1.5\n2.5\nmean: 2\n", "line 4: 'mean: 2' is not a number"),
+    "spaces": ("1 1.5\n2 2.5\n3 2\n", "no column of numbers"),
+    "metadata": (table("logger 17\nrate,100\n\ntime,level\n", lambda i, v: f"{i},{v}"), "no column of numbers"),
+    "zero bytes": ("x\n1\0\n2\0\n", "zero bytes"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_can_be_read_in_two_ways_is_refused(tmp_path, name):
+    text, message = REFUSED[name]
+    with pytest.raises(DataError, match=f"a.csv.*{message}"):
+        read_csv(write(tmp_path / "a.csv", text))
+
+
+@pytest.mark.parametrize("form", ["{:,.1f}", '"{:,.1f}"', "{:,.2f}"])
+def test_thousands_before_a_point_are_read(tmp_path, form):
+    values = [round(100 * value, 1) for value in WAVE]
+    text = "value\n" + "\n".join(map(form.format, values))
+    np.testing.assert_allclose(read_csv(write(tmp_path / "a.csv", text)), values)
+
+
+def test_a_column_is_chosen_by_name_or_number(tmp_path, capsys):
+    two = write(tmp_path / "a.csv", REFUSED["two measurements"][0])
+    assert read_csv(two, "A").tolist() == WAVE and read_csv(two, "time").tolist() == list(range(80))
+    assert "column a of its CSV files is read" in capsys.readouterr().err
+    bare = write(tmp_path / "b.csv", REFUSED["no names"][0])
+    assert read_csv(bare, "1").tolist() == WAVE
+    with pytest.raises(DataError, match="a.csv has no column 'c' of numbers; there are time, a, b"):
+        read_csv(two, "c")
+
+
 def test_too_long_series_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(csv_files, "LONGEST", 100)
-    rows = [str(i) for i in range(101)]
+    rows = [str(i) for i in range(1, 102)]
     assert len(read_csv(write(tmp_path / "long.csv", "\n".join(["data", *rows[:100]])))) == 100
     for header in (["data"], []):
         with pytest.raises(DataError, match="long.csv is huge: thin it out to 100 samples"):

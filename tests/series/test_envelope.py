@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from src.images import DataError
@@ -110,3 +112,57 @@ def test_a_plot_without_a_line_is_refused(tmp_path, one_each):
     image[np.ptp(image, axis=2) > 0] = 255
     with pytest.raises(DataError, match="empty.png has no blue line"):
         envelope.line_alone(image, "empty.png")
+
+
+# ------------------------------------------------------------------------------------------ decorated plots
+STEP = np.random.default_rng(3).standard_normal(300) + 6 * (np.arange(300) > 160)
+BLUE = "#1f77b4"
+DECORATIONS = {  # what is drawn beside the line -> what is said of it; None: the answer is the plain plot's
+    "a black title": (lambda axes: axes.set_title("A"), None),
+    "a blue title": (lambda axes: axes.set_title("Sensor A", color=BLUE, fontsize=16), None),
+    "all borders": (lambda axes: axes.spines[:].set_visible(True), None),
+    "a legend": (lambda axes: axes.legend(["A"], loc="lower right"), "text, a legend or an arrow"),
+    "an arrow": (lambda axes: axes.annotate("", (160, 6), (50, 8), arrowprops={"arrowstyle": "->"}), "an arrow"),
+    "a second line": (lambda axes: axes.plot(STEP + 12, color=BLUE), "a second line"),
+    "a crossing line": (lambda axes: axes.plot(STEP[::-1], color=BLUE), "a second line"),
+    "a level": (lambda axes: axes.axhline(3, color=BLUE), "a second line"),
+    "an orange line": (lambda axes: axes.plot(STEP + 1, color="C1"), "another colour"),
+    "a red mark": (lambda axes: axes.plot([160], [6], "ro"), "another colour"),
+    "a pale area": (lambda axes: axes.fill_between(range(300), STEP, -3, color=BLUE, alpha=0.3), "a filled area"),
+    "a full area": (lambda axes: axes.fill_between(range(300), STEP, -3, color=BLUE), "a filled area"),
+    "no axes": (lambda axes: axes.axis("off"), "no blue line .* of dark axes"),
+    "an axis in the middle": (lambda axes: axes.spines["bottom"].set_position(("data", 3)), "no blue line"),
+    "a low axis": (lambda axes: axes.spines["bottom"].set_position(("data", -1)), "a line beyond the axes"),
+}
+
+
+def decorated(decorate) -> np.ndarray:
+    """The plot of STEP as `series_plots.draw` has it, with more drawn into it: uint8 (H,W,3)."""
+    figure = Figure(figsize=(8, 6), dpi=series_plots.DPI)
+    canvas, axes = FigureCanvasAgg(figure), figure.subplots()
+    axes.plot(STEP, color=BLUE, linewidth=1.5)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    decorate(axes)
+    figure.tight_layout()
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+@pytest.mark.parametrize("name", DECORATIONS)
+def test_what_is_drawn_beside_the_line_changes_nothing_or_is_refused(name):
+    decorate, message = DECORATIONS[name]
+    plot = decorated(decorate)
+    if message:
+        with pytest.raises(DataError, match=f"a.png (shows|has) .*{message}"):
+            envelope.of_plot(plot, "a.png")
+    else:
+        plain = envelope.of_plot(decorated(lambda axes: None), "a.png").astype(float)
+        assert abs(envelope.of_plot(plot, "a.png").astype(float) - plain).mean() < 0.01
+
+
+def test_a_jpeg_of_a_plot_reads_as_its_png(tmp_path):
+    plot = decorated(lambda axes: None)
+    Image.fromarray(plot).save(tmp_path / "a.jpg", quality=75)
+    first, second = (envelope.of_plot(image, "a").astype(float) for image in (plot, pixels(tmp_path / "a.jpg")))
+    assert abs(first - second).mean() < 0.02
