@@ -10,6 +10,7 @@ FOLDERS = {"mini": "mini/defects"}
 ADJUSTABLE = ("stride", "categories", "patch_sizes")  # the last two may choose among those trained
 PATCH_SIZES = (17, 33, 65)
 STRIDES = (1, 2, 4, 8)
+METHODS = ("uninformed_students", "feature_student", "nearest_neighbours", "student_and_neighbours")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "mobilenet_v2", "squeezenet1_0")
 DEPTHS = ("middle", "last")
 PRETRAINED = ("imagenet", "none")
@@ -54,6 +55,8 @@ class Config(SystemConfig):
 
     RENAMED = {("teacher_augmentation", "user"): "flip_rotate"}
 
+    method: str = "uninformed_students"  # what gives the scores, one of METHODS
+    memory: int = 20_000  # vectors of good parts that nearest neighbours are sought among
     categories: tuple[str, ...] = ()  # folders of an MVTec-style root, each with students of its own; () = all
     percent: tuple[int, ...] = ()  # train, val, test; () = the split that the data set comes with
     image_size: int = 256  # short side, pixels
@@ -83,6 +86,8 @@ class Config(SystemConfig):
         super().__post_init__()
         largest = max((size for size in self.patch_sizes if isinstance(size, int)), default=0)
         self.expect(
+            method=(self.method in METHODS, f"one of {_listed(METHODS)}"),
+            memory=(self.memory >= 1, "1 or more vectors"),
             categories=(
                 all(isinstance(name, str) and name and "." not in name for name in self.categories),
                 "names of folders without a dot, which names of weights cannot hold: rename the folder",
@@ -101,7 +106,10 @@ class Config(SystemConfig):
             descriptor=(self.descriptor >= 2, "2 or more dimensions"),
             width=(self.width >= 1, "1 or more channels"),
             stride=(self.stride in STRIDES, f"one of {_listed(STRIDES)}"),
-            backbone=(self.backbone in BACKBONES, f"one of {_listed(BACKBONES)}"),
+            backbone=(
+                self.backbone in BACKBONES and (self.backbone != "squeezenet1_0" or self.method == METHODS[0]),
+                f"one of {_listed(BACKBONES)}, the last with method={METHODS[0]} alone",
+            ),
             pretrained=(self.pretrained in PRETRAINED, f"one of {_listed(PRETRAINED)}"),
             backbone_depth=(self.backbone_depth in DEPTHS, f"one of {_listed(DEPTHS)}"),
             patch_pixels=(self.patch_pixels >= 32, "32 or more"),
