@@ -56,7 +56,7 @@ class Config(SystemConfig):
     RENAMED = {("teacher_augmentation", "user"): "flip_rotate"}
 
     method: str = "uninformed_students"  # what gives the scores, one of METHODS
-    memory: int = 20_000  # vectors of good parts that nearest neighbours are sought among
+    memory: int = 10_000  # vectors of good parts that nearest neighbours are sought among
     categories: tuple[str, ...] = ()  # folders of an MVTec-style root, each with students of its own; () = all
     percent: tuple[int, ...] = ()  # train, val, test; () = the split that the data set comes with
     image_size: int = 256  # short side, pixels
@@ -155,6 +155,7 @@ class Config(SystemConfig):
         """Real parts, at a size that two CPU cores can train."""
         return cls(
             dataset=dataset,
+            method="nearest_neighbours",
             percent=() if dataset == "mvtec" else (70, 15, 15),
             crop_size=128,
             epochs=40,
@@ -163,7 +164,8 @@ class Config(SystemConfig):
             weight_decay=1e-5,
             schedule="cosine",
             warmup=20,
-            backbone="squeezenet1_0",
+            stride=8,
+            backbone="mobilenet_v2",
             teacher_images="imagenet_sample",
             teacher_epochs=90,
             teacher_batch_size=32,
