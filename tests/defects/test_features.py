@@ -175,7 +175,7 @@ def test_the_backbone_is_kept_for_the_next_training(folders, monkeypatch):
 
 
 def test_a_backbone_without_places_at_an_eighth_is_refused():
-    with pytest.raises(settings.InputError, match="backbone='squeezenet1_0': expected .* uninformed_students alone"):
+    with pytest.raises(settings.InputError, match="backbone='squeezenet1_0': expected .*method=uninformed_students alone"):
         replace(CONFIG, backbone="squeezenet1_0")
     assert replace(CONFIG, backbone="squeezenet1_0", method="uninformed_students")
 
