@@ -6,6 +6,7 @@ What can be checked without torch, which takes seconds to import, is checked bef
 import argparse
 import importlib
 import json
+import math
 import os
 import shlex
 import signal
@@ -40,6 +41,7 @@ EXAMPLES = """examples:
   python -m src defects evaluate --dataset magnetic_tile --root DIR --weights assets/weights/defects/magnetic_tile.pth
   python -m src defects train --profile real --dataset folder --root DIR      on images/good of your own parts
   python -m src defects report --out build/report    an HTML page to look through and to set the threshold in
+  python -m src defects predict part.png --profile real --threshold 12 --out build/parts
   python -m src sets train --profile real --root DIR --weights mobilenet_v2_imagenet.pth
   python -m src sets evaluate --dataset folder --root DIR --split test --weights assets/weights/sets/cifar100.pth
   python -m src sets predict 0.png 1.png 2.png 3.png 4.png 5.png 6.png 7.png 8.png 9.png
@@ -72,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
         "--weights", type=Path, metavar="FILE", help="checkpoint to use; for train: weights to start from"
     )
     options.add_argument("--column", metavar="NAME", help="of CSV files: the series to predict or evaluate")
+    options.add_argument(
+        "--threshold", type=float, metavar="VALUE", help="defects: predict and report with this one, not the stored"
+    )
     options.add_argument("--json", type=Path, metavar="OUT", help="write the record of an evaluation here")
     options.add_argument(
         "--out",
@@ -142,6 +147,11 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     check_paths(arguments)
     if arguments.action == "report" and arguments.system != "defects":
         raise settings.InputError(f"{arguments.system} has no report; use evaluate, predict or figures")
+    if arguments.threshold is not None:
+        if arguments.system != "defects" or arguments.action not in ("predict", "report"):
+            raise settings.InputError("--threshold is for predict and report of defects: leave it out")
+        if not math.isfinite(arguments.threshold):
+            raise settings.InputError(f"--threshold {arguments.threshold}: give a number")
     if arguments.action == "predict" and not arguments.files:
         raise settings.InputError("predict needs files: python -m src SYSTEM predict FILE ...")
     if arguments.column and (arguments.system != "series" or arguments.action not in ("predict", "evaluate")):
@@ -207,7 +217,8 @@ def evaluate(package, config, arguments, argv) -> None:
     command = shlex.join(["python", "-m", "src", *_portable(argv)])
     seconds = time.monotonic() - start
     record = records.provenance(command, trained.config.plain(), data, package.PROTOCOL, seconds) | metrics
-    print("  ".join(f"{key} {value:.4f}" for key, value in metrics.items() if isinstance(value, float)))
+    numbers = {key: value for key, value in metrics.items() if isinstance(value, float) and not math.isnan(value)}
+    print("  ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
     if arguments.json:
         print(f"wrote {records.write(record, arguments.json)}")
 
@@ -254,7 +265,11 @@ def load(package: ModuleType, config: SystemConfig, arguments: argparse.Namespac
     if not path.exists():
         command = system.train_command(package, config)
         raise settings.InputError(f"{path} is missing; make it with `{command}`, or name a file with --weights FILE")
-    return system.load(package, path, config, arguments.settings)
+    trained = system.load(package, path, config, arguments.settings)
+    if arguments.threshold is not None:
+        given = {"value": arguments.threshold, "rule": "given with --threshold"}
+        trained.extras["thresholds"] = dict.fromkeys(trained.extras["thresholds"], given)
+    return trained
 
 
 def _column(arguments: argparse.Namespace) -> dict[str, str]:

@@ -20,13 +20,14 @@ class Backbone:
 
     ``layers``: name -> channels of its output; ``channels``: of the features that the class layer sees; ``stages``: the
     last layer of each resolution, at 1/4, 1/8, 1/16 and 1/32 of the image's; ``middle``: the layer whose features
-    describe texture and parts.
+    describe texture and parts; ``local``: layers that together describe a place in an image, the first at 1/8.
     """
 
     layers: dict[str, int]
     channels: int
     stages: tuple[str, ...] = ()
     middle: str = "layer3"
+    local: tuple[str, ...] = ("layer2", "layer3")
 
 
 _RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -48,8 +49,11 @@ BACKBONES = {
         1280,
         ("features.3", "features.6", "features.13", "features.17"),
         middle="features.13",
+        local=("features.6", "features.10", "features.13"),
     ),
-    "squeezenet1_0": Backbone({"features.5": 256, "features.9": 384, "features.12": 512}, 512, middle="features.9"),
+    "squeezenet1_0": Backbone(
+        {"features.5": 256, "features.9": 384, "features.12": 512}, 512, middle="features.9", local=()
+    ),
 }
 
 

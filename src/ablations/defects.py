@@ -54,8 +54,8 @@ def evaluate_on(trained: Trained, root: Path) -> dict[str, Any]:
 _IMAGENET_TEACHER = {
     name: value
     for name, value in asdict(defects.Config.real()).items()
-    if name.startswith("teacher_") or name in ("backbone", "pretrained", "patches_per_image")
-}
+    if name.startswith("teacher_") or name in ("pretrained", "patches_per_image")
+} | {"backbone": "squeezenet1_0"}
 DEFECTS = Bench(
     system=defects,
     base=replace(defects.Config.mini(), categories=("fabric",), crop_size=72, epochs=15, teacher_epochs=12),

@@ -10,6 +10,7 @@ FOLDERS = {"mini": "mini/defects"}
 ADJUSTABLE = ("stride", "categories", "patch_sizes")  # the last two may choose among those trained
 PATCH_SIZES = (17, 33, 65)
 STRIDES = (1, 2, 4, 8)
+METHODS = ("uninformed_students", "feature_student", "nearest_neighbours", "student_and_neighbours")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "mobilenet_v2", "squeezenet1_0")
 DEPTHS = ("middle", "last")
 PRETRAINED = ("imagenet", "none")
@@ -26,6 +27,7 @@ class TeacherConfig(TrainingConfig):
     """
 
     RENAMED = {("augmentation", "user"): "flip_rotate"}
+    REMOVED = {"backbone_epochs": 0, "domain": ""}
 
     patch_size: int = 33
     descriptor: int = 128
@@ -40,8 +42,6 @@ class TeacherConfig(TrainingConfig):
     patches_per_image: int = 1
     compactness: str = "mean"
     compactness_weight: float = 0.1
-    backbone_epochs: int = 0
-    domain: str = ""  # the training images that the backbone was fine-tuned on
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,10 @@ class Config(SystemConfig):
     """
 
     RENAMED = {("teacher_augmentation", "user"): "flip_rotate"}
+    REMOVED = {"backbone_epochs": 0}
 
+    method: str = "uninformed_students"  # what gives the scores, one of METHODS
+    memory: int = 10_000  # vectors of good parts that nearest neighbours are sought among
     categories: tuple[str, ...] = ()  # folders of an MVTec-style root, each with students of its own; () = all
     percent: tuple[int, ...] = ()  # train, val, test; () = the split that the data set comes with
     image_size: int = 256  # short side, pixels
@@ -77,12 +80,13 @@ class Config(SystemConfig):
     patches_per_image: int = 1
     compactness: str = "mean"  # mean | sum, over pairs of dimensions
     compactness_weight: float = 0.1
-    backbone_epochs: int = 0  # of domain fine-tuning by rotation prediction; 0 = the backbone as it came
 
     def __post_init__(self):
         super().__post_init__()
         largest = max((size for size in self.patch_sizes if isinstance(size, int)), default=0)
         self.expect(
+            method=(self.method in METHODS, f"one of {_listed(METHODS)}"),
+            memory=(self.memory >= 1, "1 or more vectors"),
             categories=(
                 all(isinstance(name, str) and name and "." not in name for name in self.categories),
                 "names of folders without a dot, which names of weights cannot hold: rename the folder",
@@ -101,7 +105,10 @@ class Config(SystemConfig):
             descriptor=(self.descriptor >= 2, "2 or more dimensions"),
             width=(self.width >= 1, "1 or more channels"),
             stride=(self.stride in STRIDES, f"one of {_listed(STRIDES)}"),
-            backbone=(self.backbone in BACKBONES, f"one of {_listed(BACKBONES)}"),
+            backbone=(
+                self.backbone in BACKBONES and (self.backbone != "squeezenet1_0" or self.method == METHODS[0]),
+                f"one of {_listed(BACKBONES)}, the last with method={METHODS[0]} alone",
+            ),
             pretrained=(self.pretrained in PRETRAINED, f"one of {_listed(PRETRAINED)}"),
             backbone_depth=(self.backbone_depth in DEPTHS, f"one of {_listed(DEPTHS)}"),
             patch_pixels=(self.patch_pixels >= 32, "32 or more"),
@@ -117,7 +124,6 @@ class Config(SystemConfig):
             patches_per_image=(self.patches_per_image >= 1, "1 or more"),
             compactness=(self.compactness in COMPACTNESS, f"one of {_listed(COMPACTNESS)}"),
             compactness_weight=(0 <= self.compactness_weight < float("inf"), "a number from 0"),
-            backbone_epochs=(self.backbone_epochs >= 0, "1 or more, or 0 for the backbone as it came"),
         )
 
     @classmethod
@@ -147,6 +153,7 @@ class Config(SystemConfig):
         """Real parts, at a size that two CPU cores can train."""
         return cls(
             dataset=dataset,
+            method="nearest_neighbours",
             percent=() if dataset == "mvtec" else (70, 15, 15),
             crop_size=128,
             epochs=40,
@@ -155,7 +162,8 @@ class Config(SystemConfig):
             weight_decay=1e-5,
             schedule="cosine",
             warmup=20,
-            backbone="squeezenet1_0",
+            stride=8,
+            backbone="mobilenet_v2",
             teacher_images="imagenet_sample",
             teacher_epochs=90,
             teacher_batch_size=32,
@@ -182,7 +190,7 @@ class Config(SystemConfig):
             teacher_lr=2e-4,
         )
 
-    def teacher_config(self, patch_size: int, domain: str = "") -> TeacherConfig:
+    def teacher_config(self, patch_size: int) -> TeacherConfig:
         """The part of the config that the teacher of a patch size depends on."""
         return TeacherConfig(
             epochs=self.teacher_epochs,
@@ -208,8 +216,6 @@ class Config(SystemConfig):
             patches_per_image=self.patches_per_image,
             compactness=self.compactness,
             compactness_weight=self.compactness_weight,
-            backbone_epochs=self.backbone_epochs,
-            domain=domain,
         )
 
 

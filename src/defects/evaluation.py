@@ -1,5 +1,6 @@
 """Score the images of a split, choose thresholds, and measure both."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,11 +24,12 @@ from src.defects.data import (
     pooled,
     require_upright_masks,
 )
-from src.defects.scores import HEADLINE, SCORES, score_maps
-from src.metrics import PixelRanking, RegionOverlap, bootstrap, metric_from_counts
+from src.defects.scores import HEADLINE, score_maps
+from src.metrics import PixelRanking, RegionOverlap, bootstrap, mean_interval, metric_from_counts
 from src.system import Trained
 
 QUANTILE = 0.95  # without anomalies to choose by, a threshold lets this share of normal validation images pass
+FEWEST = 2  # anomalous images that a threshold can be chosen by, or a ranking measured on
 MAX_FPR = 0.3
 UNDEFINED = float("nan")  # null in a record
 PROTOCOL = (
@@ -70,8 +72,15 @@ class Scored:
         return TF.resize(image, list(self.maps[HEADLINE].shape), antialias=True)
 
     def heat(self, threshold: float) -> np.ndarray:
-        """The score map as colours, uint8 (h,w,3), from 0, what is usual on normal parts, to 1.5 x the threshold."""
-        return plots.heat(self.maps[HEADLINE].numpy(), 0, 1.5 * threshold)
+        """The picture in dark grey and over it, in colours, what scores above the threshold; uint8 (h,w,3).
+
+        Colours run from the threshold to twice its value (at least 1 above it), whatever the image: good parts stay
+        dark, and one colour means one score.
+        """
+        score, unit = self.maps[HEADLINE].numpy(), max(abs(threshold), 1)
+        grey = self.picture().mean(2, keepdims=True) * 0.5
+        colors = plots.heat(score, threshold - 0.5 * unit, threshold + unit)
+        return np.where(score[..., None] >= threshold, colors, grey.astype(np.uint8))
 
 
 def scored(trained: Trained, category: str, dataset: DefectDataset) -> Iterator[Scored]:
@@ -130,21 +139,22 @@ def samples(trained: Trained, root: Path | None, dataset: str | None, split: str
 
 # ---------------------------------------------------------------------------------------- threshold
 def choose_threshold(scores: Sequence[float], is_anomalous: Sequence[bool]) -> dict[str, Any]:
-    """``value`` and ``rule``: best F1 where the scores hold anomalies, else a high quantile of normal scores.
+    """``value`` and ``rule``: best F1 where two scores or more are of anomalies, else a high quantile of normal ones.
 
-    Images with a score of at least the value are called anomalous. Raises ValueError without normal images.
+    ``few_alarms`` is that quantile in any case. Images with a score of at least the value are called anomalous. Raises
+    ValueError without normal images.
     """
     scores, truth = np.asarray(scores, dtype=float), np.asarray(is_anomalous, dtype=bool)
     if truth.all():
         raise ValueError("a threshold needs the scores of normal images")
-    if not truth.any() or scores.min() == scores.max():
-        value = np.nextafter(np.quantile(scores[~truth], QUANTILE, method="higher"), np.inf)
-        return {"value": float(value), "rule": f"above {QUANTILE:.0%} of the normal validation scores"}
+    few = float(np.nextafter(np.quantile(scores[~truth], QUANTILE, method="higher"), np.inf))
+    if truth.sum() < FEWEST or scores.min() == scores.max():
+        return {"value": few, "rule": f"above {QUANTILE:.0%} of the normal validation scores", "few_alarms": few}
     precision, recall, thresholds = precision_recall_curve(truth, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     best = 1 + int(np.argmax(f1[1:-1]))  # the lowest would call every image anomalous
     value = (thresholds[best] + thresholds[best - 1]) / 2  # mid-way: no image sits on it
-    return {"value": float(value), "rule": "best F1 on the validation images"}
+    return {"value": float(value), "rule": "best F1 on the validation images", "few_alarms": few}
 
 
 def threshold_on(trained: Trained, category: str, val: DefectDataset) -> dict[str, Any]:
@@ -159,9 +169,9 @@ class Meter:
 
     def __init__(self):
         self.defects: list[str] = []
-        self.images: dict[str, list[float]] = {name: [] for name in SCORES}
-        self.pixels = {name: PixelRanking() for name in SCORES}
-        self.regions = {name: RegionOverlap() for name in SCORES}
+        self.images: dict[str, list[float]] = defaultdict(list)
+        self.pixels: dict[str, PixelRanking] = defaultdict(PixelRanking)
+        self.regions: dict[str, RegionOverlap] = defaultdict(RegionOverlap)
         self.by_defect: dict[str, RegionOverlap] = {}
         self.normal = RegionOverlap()
 
@@ -176,7 +186,7 @@ class Meter:
     def update(self, item: Scored) -> None:
         """Count one image; without a mask, its score alone."""
         self.defects.append(item.defect)
-        for name in SCORES:
+        for name in item.maps:
             self.images[name].append(item.score(name))
             if item.mask is None:
                 continue
@@ -196,16 +206,17 @@ class Meter:
         truth, scores = self.truth(), np.array(self.images[HEADLINE])
         called = scores >= threshold["value"]
         precision, recall, f1, _ = precision_recall_fscore_support(truth, called, average="binary", zero_division=0)
-        of_scores = {name: self._ranked(name) for name in SCORES}
+        of_scores, measurable = {name: self._ranked(name) for name in self.images}, is_measurable(truth)
         return {
             **of_scores[HEADLINE],
-            "image_auroc_interval": auroc_interval(truth, scores),
+            "image_auroc_interval": auroc_interval(truth, scores) if measurable else (UNDEFINED, UNDEFINED),
             "pixel_base_rate": self.pixels[HEADLINE].base_rate,
-            "precision": float(precision) if _both(truth) else UNDEFINED,
-            "recall": float(recall) if truth.any() else UNDEFINED,
-            "f1": float(f1) if _both(truth) else UNDEFINED,
+            "precision": float(precision) if measurable else UNDEFINED,
+            "recall": float(recall) if truth.sum() >= FEWEST else UNDEFINED,
+            "f1": float(f1) if measurable else UNDEFINED,
             "false_positive_rate": UNDEFINED if truth.all() else float(called[~truth].mean()),
             "threshold": threshold,
+            **({"few_alarms": few_alarms(truth, scores, threshold["few_alarms"])} if "few_alarms" in threshold else {}),
             "images": len(truth),
             "normal": int((~truth).sum()),
             "scores": of_scores,
@@ -213,9 +224,9 @@ class Meter:
         }
 
     def _ranked(self, name: str) -> dict[str, float]:
-        pixels = self.pixels[name].compute()
+        pixels, truth = self.pixels[name].compute(), self.truth()
         return {
-            "image_auroc": auroc(self.truth(), np.array(self.images[name])),
+            "image_auroc": auroc(truth, np.array(self.images[name])) if is_measurable(truth) else UNDEFINED,
             "pixel_auroc": pixels["auroc"].value,
             "pixel_aupr": pixels["aupr"].value,
             "aupro": self.regions[name].compute(MAX_FPR).value,
@@ -244,20 +255,36 @@ class Meter:
         elif anomalous == len(self.defects):
             sentences.append("no image is normal, so image AUROC, precision, F1 and false positives are undefined")
         elif anomalous == 1:
-            sentences.append("one image alone is anomalous: image AUROC, precision, recall and F1 depend on it")
+            scores = np.array(self.images[HEADLINE])
+            above = int((scores[~self.truth()] >= scores[self.truth()]).sum())
+            sentences.append(
+                "one image alone is anomalous, too few to measure image AUROC, precision, recall and F1: "
+                f"{above} of {len(scores) - 1} normal images score as high as it does"
+            )
         if anomalous and not self.by_defect:
             sentences.append("no anomalous image has a mask, so the pixel metrics are undefined")
         return sentences
 
 
-def _both(truth: np.ndarray) -> bool:
-    """Whether there are normal and anomalous images."""
-    return bool(truth.any() and not truth.all())
+def is_measurable(truth: np.ndarray) -> bool:
+    """Whether there are normal images and enough anomalous ones to rank them by."""
+    return bool(truth.sum() >= FEWEST and not truth.all())
 
 
 def auroc(truth: np.ndarray, scores: np.ndarray) -> float:
     """scikit-learn's; NaN where one of the classes is missing."""
-    return float(roc_auc_score(truth, scores)) if _both(truth) else UNDEFINED
+    return float(roc_auc_score(truth, scores)) if truth.any() and not truth.all() else UNDEFINED
+
+
+def few_alarms(truth: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, Any]:
+    """``recall`` with its interval, and ``false_positive_rate``, at the threshold that few normal val images reach."""
+    called, has_enough = scores >= threshold, truth.sum() >= FEWEST
+    return {
+        "threshold": threshold,
+        "recall": float(called[truth].mean()) if has_enough else UNDEFINED,
+        "recall_interval": mean_interval(called[truth]) if has_enough else (UNDEFINED, UNDEFINED),
+        "false_positive_rate": UNDEFINED if truth.all() else float(called[~truth].mean()),
+    }
 
 
 def auroc_interval(truth: np.ndarray, scores: np.ndarray) -> tuple[float, float]:

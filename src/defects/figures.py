@@ -6,6 +6,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_curve
@@ -20,6 +22,11 @@ from src.defects.model import StudentTeacher
 from src.defects.scores import HEADLINE, pixels_of
 from src.system import Trained
 
+CURVES = {  # measured in training -> title
+    "distillation": "teacher: distillation error",
+    "effective_rank": "teacher: effective rank",
+    "regression_error": "students: regression error",
+}
 WIDTH = 5.0  # inches, of grids: a notebook with five of them must fit in 2 MB
 
 
@@ -88,18 +95,26 @@ def descriptors_grid(trained: Trained, images: dict[str, DefectDataset], kind: s
         colors = descriptor_colors(trained.model, category, item.image, trained.config)
         threshold = trained.extras["thresholds"][category]["value"]
         rows.append([outlined(item), *colors.values(), item.heat(threshold)])
-    return plots.image_grid(rows, ("image", "teacher", "students' mean", "score"), list(images), WIDTH)
+    return _with_scale(plots.image_grid(rows, ("image", "teacher", "students' mean", "score"), list(images), WIDTH))
 
 
 def heatmap_grid(items: Sequence[Scored], thresholds: Sequence[float]) -> Figure:
-    """Image with its defect outlined, z-scored error and uncertainty, and the score from 0 to 1.5 x the threshold."""
-    rows, names = [], []
+    """Image with its defect outlined, the method's signals as z-scores from 0 to 10, and what exceeds the threshold."""
+    rows, names, signals = [], [], [name for name in items[0].maps if name not in ("sum", HEADLINE)]
     for item, threshold in zip(items, thresholds, strict=True):
-        parts = [item.maps[name].numpy() for name in ("error", "uncertainty")]
-        heat = [plots.heat(part, 0, np.quantile(part, 0.995)) for part in parts]
+        heat = [plots.heat(item.maps[name].numpy(), 0, 10) for name in signals]
         rows.append([_square(picture) for picture in (outlined(item), *heat, item.heat(threshold))])
         names.append(f"{item.defect}\n{item.score():.1f} / {threshold:.1f}")
-    return plots.image_grid(rows, ("image", "error", "uncertainty", HEADLINE), names, WIDTH)
+    return _with_scale(plots.image_grid(rows, ("image", *signals, HEADLINE), names, WIDTH))
+
+
+def _with_scale(figure: Figure) -> Figure:
+    """The figure with the colour bar of its heat maps (``Scored.heat``): from the threshold to twice its value."""
+    shades = plt.get_cmap(plots.SCORE_MAP)(np.linspace(1 / 3, 1, 256))
+    scale = ScalarMappable(Normalize(1, 2), ListedColormap(shades))
+    bar = figure.colorbar(scale, ax=figure.axes, location="bottom", ticks=(1, 2), aspect=50, shrink=0.6, pad=0.02)
+    bar.ax.set_xticklabels(("threshold", "2 x threshold"))
+    return figure
 
 
 def _square(image: np.ndarray, side: int = 192) -> np.ndarray:
@@ -146,19 +161,16 @@ def roc(meters: dict[str, Meter]) -> Figure:
 
 
 def curves(history: dict[str, list[dict]]) -> Figure:
-    """Distillation and effective rank of the teacher, regression error of the students, over epochs."""
-    figure, axes = plt.subplots(1, 3, figsize=(plots.WIDTH, 2.6))
-    for name, rows in history.items():
-        epochs = [row["epoch"] for row in rows]
-        if name.startswith("teacher "):
-            axes[0].plot(epochs, [row["distillation"] for row in rows], label=name)
-            axes[1].plot(epochs, [row["effective_rank"] for row in rows], label=name)
-        else:
-            axes[2].plot(epochs, [row["regression_error"] for row in rows], label=name.replace("_", " "))
-    axes[0].set(title="teacher: distillation error", xlabel="epoch")
-    axes[1].set(title="teacher: effective rank", xlabel="epoch")
-    axes[2].set(title="students: regression error", xlabel="epoch")
-    axes[2].legend()
+    """What training measured over the epochs: of the teacher, where one was distilled, and of the students."""
+    panels = [metric for metric in CURVES if any(metric in rows[0] for rows in history.values())]
+    figure, axes = plt.subplots(1, len(panels), figsize=(plots.WIDTH, 2.6), squeeze=False)
+    for axis, metric in zip(axes[0], panels, strict=True):
+        for name, rows in history.items():
+            if metric in rows[0]:
+                epochs = [row["epoch"] for row in rows]
+                axis.plot(epochs, [row[metric] for row in rows], label=name.replace("_", " "))
+        axis.set(title=CURVES[metric], xlabel="epoch")
+    axes[0, -1].legend()
     return figure
 
 
@@ -169,7 +181,7 @@ def failures(items: Sequence[Scored], threshold: float, count: int = 4) -> Figur
     worst = [*normal, *missed]
     rows = [[_square(outlined(item)) for item in worst], [_square(item.heat(threshold)) for item in worst]]
     titles = [f"{item.defect.replace(NORMAL, 'normal')}\n{item.score():.1f}" for item in worst]
-    return plots.image_grid(rows, titles, ("image", "score"), plots.WIDTH * 0.8)
+    return _with_scale(plots.image_grid(rows, titles, ("image", "score"), plots.WIDTH * 0.8))
 
 
 def typical(items: Sequence[Scored], count: int) -> list[Scored]:
@@ -203,6 +215,6 @@ def draw(trained: Trained, root: Path | None, dataset: str | None) -> dict[str, 
     figures["heatmaps"] = heatmap_grid(*zip(*examples, strict=True))
     figures["roc"] = roc(meters)
     figures["scores"] = score_histogram(meters, thresholds)
-    if dataset == trained.config.dataset:
+    if dataset == trained.config.dataset and trained.history:
         figures["curves"] = curves(trained.history)
     return figures

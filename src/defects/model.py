@@ -15,6 +15,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from src.backbones import BACKBONES
 from src.defects.config import Config
+from src.defects.features import FeatureDetector
 
 POOL = "pool"  # 2 x 2 maximum, stride 2
 # Patch size -> layers: (kernel, channels in units of the width); the last convolution gives the descriptor.
@@ -73,10 +74,6 @@ class FeatureExtractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        return self.features(patches)
-
-    def features(self, patches: torch.Tensor) -> torch.Tensor:
-        """``forward`` with gradients, to fine-tune a copy."""
         size = (self.patch_pixels, self.patch_pixels)
         enlarged = F.interpolate(patches, size, mode="bilinear", align_corners=False)
         return self.network(enlarged)["features"].float().mean((2, 3))
@@ -158,13 +155,17 @@ class StudentTeacher(nn.Module):
             self.students[category] = nn.ModuleDict(students)
 
 
-def build_model(config: Config, extras: Mapping[str, Any] | None = None) -> StudentTeacher:
-    """Teachers and students, initialised from the config's seed, of the categories in a checkpoint's ``extras``.
+Detector = StudentTeacher | FeatureDetector
+
+
+def build_model(config: Config, extras: Mapping[str, Any] | None = None) -> Detector:
+    """The networks of the config's method, initialised, of the categories in a checkpoint's ``extras``.
 
     Without ``extras``, of those that the config names.
     """
     calibration = extras["calibration"] if extras else {}
-    return StudentTeacher(config, tuple(calibration) or config.categories or (config.dataset,))
+    categories = tuple(calibration) or config.categories or (config.dataset,)
+    return (StudentTeacher if config.method == "uninformed_students" else FeatureDetector)(config, categories)
 
 
 def _teacher_net(config: Config, patch_size: int) -> PatchNet:

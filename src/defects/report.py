@@ -29,7 +29,7 @@ PICTURES = ("image", "heatmap", "uncertainty", "mask")
 
 
 def predict(trained: Trained, files: Sequence[Path], out: Path) -> list[dict[str, Any]]:
-    """The record of each image file; its heat map and uncertainty map are written below ``out``."""
+    """The record of each image file; its pictures are written below ``out``, as ``write_pictures`` says."""
     categories = categories_of(trained)
     if len(categories) > 1:
         choices = ", ".join(categories)
@@ -43,18 +43,19 @@ def predict(trained: Trained, files: Sequence[Path], out: Path) -> list[dict[str
 
 
 def write_pictures(item: Scored, folder: Path, threshold: float) -> dict[str, Any]:
-    """Image, heat map, uncertainty map and mask as PNGs below ``folder``; returns the record of the image.
+    """Image, heat map, uncertainty map (of methods with one) and mask as PNGs below ``folder``; returns its record.
 
     All are at the size the model works at.
     """
     pictures = {
         "image": item.picture(),
         "heatmap": item.heat(threshold),
-        "uncertainty": plots.heat(item.maps["uncertainty"].numpy(), 0, 0.75 * threshold),
     }
+    if "uncertainty" in item.maps:
+        pictures["uncertainty"] = plots.heat(item.maps["uncertainty"].numpy(), 0, 10)
     if (region := item.region()) is not None:
         pictures["mask"] = np.uint8(region) * 255
-    paths = {"mask_path": None}
+    paths = {"uncertainty_path": None, "mask_path": None}
     for kind, picture in pictures.items():
         path = folder / kind / Path(item.name).with_suffix(".png")
         with atomic(path) as file:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from src import defects
 from src.defects import evaluation, fitting
 from src.defects.data import NORMAL
-from src.defects.scores import HEADLINE, SCORES
+from src.defects.scores import HEADLINE
 
 
 # ------------------------------------------------------------------------------------------- threshold
@@ -37,6 +37,7 @@ def test_threshold_with_anomalies_has_the_best_f1(seed, digits):
     result = evaluation.choose_threshold(scores.tolist(), truth.tolist())
     assert f1_score(truth, scores >= result["value"]) == pytest.approx(best_f1(scores, truth))
     assert result["rule"] == "best F1 on the validation images"
+    assert result["few_alarms"] == evaluation.choose_threshold(scores[~truth], [False] * (~truth).sum())["value"]
     assert scores.min() < result["value"] < scores.max() and not np.isin(result["value"], scores)
     assert threshold_is_midway(result["value"], scores)
 
@@ -52,10 +53,19 @@ def test_threshold_without_anomalies_lets_95_per_cent_pass(count, digits):
     scores = np.round(np.random.default_rng(count).normal(5, 2, count), digits)
     result = evaluation.choose_threshold(scores.tolist(), [False] * count)
     share = (scores >= result["value"]).mean()
+    assert result["few_alarms"] == result["value"]
     assert share <= 0.05 and result["value"] > scores.min()
     assert "95%" in result["rule"] and "normal" in result["rule"]
     if digits:
         assert share >= 0.05 - 1 / count
+
+
+@pytest.mark.parametrize("score", [-9.0, 0.5, 9.0])
+def test_one_anomaly_alone_chooses_no_threshold(score):
+    """Wherever it scores: below all normal images it would call them all anomalous."""
+    normal = np.random.default_rng(0).normal(0, 1, 40)
+    expected = evaluation.choose_threshold(normal, [False] * 40)
+    assert evaluation.choose_threshold([*normal, score], [False] * 40 + [True]) == expected
 
 
 @pytest.mark.parametrize("scores, truth", [([1, 2, 3, 4], [1, 1, 1, 0]), ([1, 1, 1, 1], [1, 1, 1, 0])])
@@ -83,6 +93,7 @@ def test_threshold_on_a_split(stripes, tmp_path):
 # --------------------------------------------------------------------------------------------- metrics
 CONFIG = defects.Config(image_size=40, patch_sizes=(17,), descriptor=4, width=4, teacher_width=4, amp=False, workers=0)
 KINDS = (*[NORMAL] * 4, "hole", "hole", "hole", "stain", "stain", "crack")
+SCORES = ("error", "uncertainty", "sum", HEADLINE)
 WITHOUT_MASK = (6, 9)  # a hole and the only crack
 THRESHOLD = {"value": 3.0, "rule": "by hand"}
 
@@ -218,11 +229,30 @@ def test_a_split_of_anomalous_images_has_recall_and_pixel_metrics(items):
     assert meter.caveats() == ["no image is normal, so image AUROC, precision, F1 and false positives are undefined"]
 
 
-def test_numbers_that_depend_on_one_anomalous_image_are_said_to(items):
+def test_one_anomalous_image_is_placed_among_the_normal_ones_and_nothing_more(items):
     assert evaluation.Meter.of(items).caveats() == []
     meter = evaluation.Meter.of(items[:5])
-    assert meter.caveats() == ["one image alone is anomalous: image AUROC, precision, recall and F1 depend on it"]
-    assert meter.compute(THRESHOLD)["image_auroc"] >= 0
+    above = sum(item.score() >= items[4].score() for item in items[:4])
+    assert meter.caveats() == [
+        "one image alone is anomalous, too few to measure image AUROC, precision, recall and F1: "
+        f"{above} of 4 normal images score as high as it does"
+    ]
+    result = meter.compute(THRESHOLD)
+    assert all(np.isnan(result[key]) for key in ("image_auroc", "precision", "recall", "f1"))
+    assert np.isnan(result["image_auroc_interval"]).all() and np.isnan(result["scores"]["sum"]["image_auroc"])
+    assert 0 < result["aupro"] < 1 and result["false_positive_rate"] >= 0
+
+
+def test_recall_is_also_given_at_the_threshold_of_few_false_alarms(items):
+    truth, scores = np.array([(item.is_anomalous, item.score()) for item in items]).T
+    truth = truth.astype(bool)
+    value = float(np.median(scores))
+    result = evaluation.Meter.of(items).compute(THRESHOLD | {"few_alarms": value})["few_alarms"]
+    assert result["threshold"] == value and result["recall"] == recall_score(truth, scores >= value)
+    assert result["false_positive_rate"] == (scores[~truth] >= value).mean()
+    low, high = result["recall_interval"]
+    assert 0 <= low < result["recall"] < high <= 1
+    assert "few_alarms" not in evaluation.Meter.of(items).compute(THRESHOLD)  # of a checkpoint without it
 
 
 def test_a_split_without_masks_has_no_pixel_metrics(items):

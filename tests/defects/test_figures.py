@@ -122,7 +122,13 @@ def item(name: str, defect: str, score: float, masked: bool = True) -> Scored:
     mask = torch.zeros(40, 60, dtype=torch.bool)
     mask[16:26, 24:36] = defect != data.NORMAL
     image = torch.full((3, 40, 60), 50, dtype=torch.uint8)
-    return Scored(name, defect, image, mask if masked else None, dict.fromkeys(scores.SCORES, score_map))
+    return Scored(
+        name,
+        defect,
+        image,
+        mask if masked else None,
+        dict.fromkeys(("error", "uncertainty", "sum", "calibrated"), score_map),
+    )
 
 
 ITEMS = [
@@ -158,20 +164,39 @@ def test_nothing_to_outline(other):
 
 
 def panels(figure) -> list[np.ndarray]:
-    return [np.asarray(axis.images[0].get_array()) for axis in figure.axes]
+    return [np.asarray(axis.images[0].get_array()) for axis in figure.axes if axis.images]
 
 
-def test_heat_maps_run_from_zero_to_one_and_a_half_thresholds():
+@pytest.mark.parametrize("threshold", [-3.0, 0.0, 2.0, 9.0, 1e6])
+def test_heat_maps_show_what_exceeds_the_threshold_on_one_scale(threshold):
+    """Below it the picture in dark grey, whatever the image holds; above it colours up to twice its value."""
+    one, unit = ITEMS[4], max(abs(threshold), 1)
+    one = replace(one, maps={name: torch.linspace(-6, 24, 600).view(20, 30) for name in one.maps})
+    score, heat = one.maps["calibrated"].numpy(), one.heat(threshold)
+    below = score < threshold
+    assert (heat[below] == 25).all()  # half of 50
+    assert np.array_equal(heat[~below], plots.heat(score, threshold - unit / 2, threshold + unit)[~below])
+    assert not (heat[~below] == 25).all(1).any()
+
+
+def test_good_parts_stay_dark():
+    """However they compare with each other: maps are not stretched to their own range."""
+    assert all((one.heat(10.0) == 25).all() for one in ITEMS)
+
+
+def test_heat_maps_stand_beside_the_signals_of_the_method():
     figure = figures.heatmap_grid(ITEMS[2:4], [4.0, 2.0])
     images = panels(figure)
     assert len(images) == 8 and all(image.shape == (192, 192, 3) for image in images)
     assert [axis.get_title() for axis in figure.axes[:4]] == ["image", "error", "uncertainty", "calibrated"]
     assert [figure.axes[row].get_ylabel() for row in (0, 4)] == ["hole\n2.0 / 4.0", "good\n3.0 / 2.0"]
     middle = [tuple(images[panel][99, 96]) for panel in (3, 7)]
-    shades = plots.heat(np.array([[0.0, 2.0, 6.0]]), 0, 6)[0]
-    assert middle == [tuple(shades[1]), tuple(shades[2])]
+    assert middle == [(25, 25, 25), tuple(plots.heat(np.array([[3.0]]), 1, 4)[0, 0])]
     for panel in (3, 7):
-        assert tuple(images[panel][96, 5]) == tuple(shades[0]) and tuple(images[panel][3, 96]) == (255, 255, 255)
+        assert tuple(images[panel][96, 5]) == (25, 25, 25) and tuple(images[panel][3, 96]) == (255, 255, 255)
+    one = replace(ITEMS[2], maps={"distance": ITEMS[2].maps["error"], "calibrated": ITEMS[2].maps["calibrated"]})
+    titles = [axis.get_title() for axis in figures.heatmap_grid([one], [4.0]).axes[:3]]
+    assert titles == ["image", "distance", "calibrated"]
 
 
 def test_histogram_counts_every_image_once():
@@ -223,8 +248,8 @@ def test_failures_are_the_worst_of_both_kinds(count, titles):
     assert len(images) == 2 * len(titles)
     has_outline = [(image == OUTLINE).all(2).any() for image in images[: len(titles)]]
     assert has_outline == ["normal" not in title for title in titles]
-    shades = plots.heat(np.array([[5.0, 3.0]]), 0, 6)[0]
-    assert [tuple(image[99, 96]) for image in images[len(titles) :][:2]] == [tuple(shade) for shade in shades]
+    shades = [tuple(plots.heat(np.array([[5.0]]), 2, 8)[0, 0]), (25, 25, 25)]
+    assert [tuple(image[99, 96]) for image in images[len(titles) :][:2]] == shades
 
 
 def test_images_of_any_shape_share_a_grid():
@@ -286,7 +311,7 @@ def test_students_that_know_the_teacher_have_its_colours(textures_root):
 def test_descriptors_are_shown_of_the_last_defect_of_a_kind(untrained, textures_root):
     images = {name: splits["test"] for name, splits in defects.datasets(TINY, textures_root).items()}
     figure = figures.descriptors_grid(untrained, images, "hole")
-    assert [axis.get_ylabel() for axis in figure.axes[::4]] == list(images)
+    assert [axis.get_ylabel() for axis in figure.axes[:-1:4]] == list(images)
     category, dataset = next(iter(images.items()))
     last = [item for item in dataset.items if item.defect == "hole"][-1:]
     (item,) = figures.scored(untrained, category, data.DefectDataset(last, dataset.root))

@@ -1,0 +1,107 @@
+"""Training on a frozen backbone's features: memories are filled, students learn to reproduce them."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+
+from src import backbones, checkpoints, settings, training
+from src.backbones import normalize
+from src.defects.config import Config
+from src.defects.data import DefectDataset, fingerprint
+from src.defects.features import FeatureDetector, Features, FeatureStudent
+from src.defects.students import Pixels
+
+PLACES = 256  # of each image, drawn once, that students learn from
+_LEAST_STD = 1e-2  # of the largest: a channel that hardly varies on good parts must not drown the others
+
+
+def fit(
+    detector: FeatureDetector,
+    splits: Mapping[str, Mapping[str, DefectDataset]],
+    config: Config,
+    weights: Path | None,
+    runs: Path,
+) -> dict[str, list[dict]]:
+    """Give the detector its backbone, memories and students of every category; returns the students' histories.
+
+    ``weights`` is a local state dict of the backbone, in place of torchvision's download. A student's run in ``runs``
+    that was interrupted is resumed.
+    """
+    if config.pretrained == "imagenet":
+        detector.backbone.load_state_dict(load_backbone(config, weights).state_dict())
+    detector.to(settings.DEVICE, memory_format=torch.channels_last).eval()
+    history = {}
+    for category, parts in splits.items():
+        if category in detector.memories:
+            drawn = draw(detector, parts["train"], config, -(-config.memory // len(parts["train"])))
+            detector.memories[category].vectors.copy_(drawn.transpose(0, 1).flatten(0, 1)[: config.memory])
+        if category in detector.students:
+            run_dir = runs / f"{config.dataset}_{category}_features"
+            history[category] = fit_student(detector.students[category], detector, parts, config, run_dir)
+    return history
+
+
+def load_backbone(config: Config, weights: Path | None) -> Features:
+    """The backbone's layers, from ``weights``, or kept beside the committed weights, or from torchvision's download.
+
+    Where none are kept, these are, as fp16, so that the next training needs neither.
+    """
+    kept = settings.WEIGHTS_DIR / "defects" / f"features_{config.backbone}.pth"
+    if weights or not kept.exists():
+        features = Features(backbones.pretrained(config.backbone, weights)[0], config.backbone)
+    else:
+        features = Features(torchvision.models.get_model(config.backbone, weights=None), config.backbone)
+        checkpoints.load_weights(features, checkpoints.load(kept)["weights"], kept)
+    if not kept.exists():
+        checkpoints.save(kept, features.state_dict(), half=True, config={"backbone": config.backbone})
+    return features
+
+
+@torch.inference_mode()
+def draw(detector: FeatureDetector, dataset: DefectDataset, config: Config, count: int) -> torch.Tensor:
+    """Vectors (N,count,D) on the CPU: ``count`` places of each of N images, drawn at random by the config's seed."""
+    pixels, drawn, generator = Pixels(dataset, config.image_size), [], torch.Generator().manual_seed(config.seed)
+    for image in (pixels[index] for index in range(len(pixels))):
+        vectors = detector.describe(training.to_device(normalize(image)[None]))[0].flatten(1).T
+        drawn.append(vectors[torch.randint(len(vectors), (count,), generator=generator)].cpu())
+    return torch.stack(drawn)
+
+
+def fit_student(
+    student: FeatureStudent,
+    detector: FeatureDetector,
+    parts: Mapping[str, DefectDataset],
+    config: Config,
+    run_dir: Path,
+) -> list[dict]:
+    """Train (or resume) the student of one category; the epoch is chosen on defect-free validation images."""
+    train, val = (draw(detector, part, config, PLACES) for part in (parts["train"], parts["val"].normal()))
+    mean, std = train.mean((0, 1)), train.flatten(0, 1).std(0)
+    student.mean.copy_(mean)
+    student.std.copy_(std.clamp(min=_LEAST_STD * float(std.max())))
+    return training.fit(
+        student,
+        training.Batches(train, config, nn.Identity()),
+        loss,
+        partial(validate, vectors=training.to_device(val)),
+        config,
+        run_dir=run_dir,
+        monitor="regression_error",
+        minimize=True,
+        fingerprint=fingerprint(parts["train"].files() + parts["val"].normal().files())["sha256"],
+    )
+
+
+def loss(model: nn.Module, vectors: torch.Tensor) -> torch.Tensor:
+    """Mean error of the student over vectors (B,P,D)."""
+    return model(vectors.movedim(-1, 1)).mean()
+
+
+@torch.inference_mode()
+def validate(student: FeatureStudent, vectors: torch.Tensor) -> dict[str, float]:
+    """``regression_error`` over vectors (N,P,D) of good parts, per channel (1: as the mean alone)."""
+    return {"regression_error": float(student(vectors.movedim(-1, 1)).mean())}

@@ -1,0 +1,134 @@
+"""Scores from the features of a frozen ImageNet backbone: nearest neighbours, and a student of the features.
+
+The backbone describes every place of an image, 8 pixels apart, by one vector: the maps of its ``local`` layers side by
+side, each averaged over 3 x 3 places as PatchCore does (Roth et al., CVPR 2022, arXiv:2106.08265). What good parts look
+like is kept in two ways, each of which gives a signal:
+
+- ``Memory``: vectors of good parts, drawn at random. ``distance``: how far the nearest of them are.
+- ``FeatureStudent``: learns to reproduce the vectors of good parts through a bottleneck. ``error``: where it fails.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from src.backbones import BACKBONES
+from src.defects.config import Config
+
+WIDTH, CODE, DROPOUT = 256, 64, 0.4  # of a student: channels of its hidden layers and of its code, share left out
+NEIGHBOURS = 3  # whose mean distance counts
+_PLACES = 1024  # at a time: bounds the memory that their distances take
+
+
+def upsample(maps: torch.Tensor, stride: int, size: tuple[int, int]) -> torch.Tensor:
+    """Maps (...,h,w) known at the pixels 0, stride, ... -> (...,H,W): bilinear between, the last held at the edge."""
+    if stride == 1:
+        return maps
+    *lead, height, width = maps.shape
+    reached = ((height - 1) * stride + 1, (width - 1) * stride + 1)
+    full = F.interpolate(maps.reshape(1, -1, height, width), reached, mode="bilinear", align_corners=True)
+    full = F.pad(full, (0, size[1] - reached[1], 0, size[0] - reached[0]), mode="replicate")
+    return full.reshape(*lead, *size)
+
+
+class Features(nn.Module):
+    """The frozen backbone: images float32 (B,3,H,W), normalised -> vectors (B,D,ceil(H/8),ceil(W/8)).
+
+    Vector (i,j) is centred on the pixel (8i,8j), as padded strided convolutions are.
+    """
+
+    def __init__(self, network: nn.Module, backbone: str):
+        super().__init__()
+        layers = BACKBONES[backbone].local
+        self.channels = sum(BACKBONES[backbone].layers[layer] for layer in layers)
+        self.network = create_feature_extractor(network, list(layers)).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True):
+        return super().train(False)  # frozen: batch norms keep their statistics
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = [F.avg_pool2d(m, 3, 1, 1, count_include_pad=False) for m in self.network(images).values()]
+        size = tuple(maps[0].shape[-2:])
+        return torch.cat([m if m.shape[-2:] == size else upsample(m, 2, size) for m in maps], 1)
+
+
+class Memory(nn.Module):
+    """``count`` vectors of good parts: vectors (B,D,h,w) -> mean distance to their nearest neighbours (B,h,w)."""
+
+    def __init__(self, count: int, channels: int):
+        super().__init__()
+        self.register_buffer("vectors", torch.zeros(count, channels))
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        places, nearest = vectors.movedim(1, -1), min(NEIGHBOURS, len(self.vectors))
+        distances = [
+            torch.cdist(part, self.vectors).topk(nearest, largest=False).values.mean(1)
+            for part in places.flatten(0, -2).split(_PLACES)
+        ]
+        return torch.cat(distances).view(places.shape[:-1])
+
+
+class FeatureStudent(nn.Module):
+    """Reproduces the teacher's vectors (B,D,...) from a small noisy code, and gives its squared error there (B,...).
+
+    As in reverse distillation (Deng & Li, CVPR 2022, arXiv:2201.10703) the student sees the frozen teacher's features
+    through a bottleneck. Much of the code is left out at random in training (Guo et al., Dinomaly, arXiv:2405.14325),
+    so that it learns what good parts have in common instead of passing on whatever it sees. Vectors are standardised
+    by ``mean`` and ``std`` (D,) over the training images; the error is the mean over channels.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        sizes = (channels, WIDTH, CODE, WIDTH, channels)
+        linear = [nn.Linear(*pair) for pair in pairwise(sizes)]
+        encoder, decoder = (linear[0], nn.GELU(), linear[1]), (linear[2], nn.GELU(), linear[3])
+        self.net = nn.Sequential(*encoder, nn.Dropout(DROPOUT), *decoder)
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        target = (vectors.movedim(1, -1) - self.mean) / self.std
+        return (self.net(target) - target).float().square().mean(-1)
+
+
+class FeatureDetector(nn.Module):
+    """The backbone, and what the method keeps of each category's good parts.
+
+    Images are squeezed to a square of ``size``, so that every one has the same places, borders included.
+    ``stride``: pixels between places. ``patch_size``: pixels that a place
+    stands for where borders and smoothing are concerned.
+    """
+
+    stride, patch_size = 8, 32
+
+    def __init__(self, config: Config, categories: Sequence[str]):
+        super().__init__()
+        self.size = (config.image_size, config.image_size)
+        with_student = categories if "student" in config.method else ()
+        with_memory = categories if "neighbours" in config.method else ()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.backbone = Features(torchvision.models.get_model(config.backbone, weights=None), config.backbone)
+            channels = self.backbone.channels
+            self.students = nn.ModuleDict({name: FeatureStudent(channels) for name in with_student})
+            self.memories = nn.ModuleDict({name: Memory(config.memory, channels) for name in with_memory})
+
+    def describe(self, images: torch.Tensor) -> torch.Tensor:
+        """Vectors (B,D,ceil(size/8),ceil(size/8)) of images float32 (B,3,H,W), normalised."""
+        return self.backbone(F.interpolate(images, self.size, mode="bilinear", antialias=True))
+
+    @torch.inference_mode()
+    def forward(self, images: torch.Tensor, category: str) -> torch.Tensor:
+        """Signals and contrast (S+1,B,h,w) of images float32 (B,3,H,W), normalised. The contrast is 1 everywhere.
+
+        Knowing the norm of the vectors did not help on validation images of magnetic tiles.
+        """
+        vectors = self.describe(images)
+        parts = [parts[category] for parts in (self.students, self.memories) if category in parts]
+        return torch.stack([*(part(vectors) for part in parts), torch.ones_like(vectors[:, 0])])

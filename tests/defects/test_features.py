@@ -1,0 +1,216 @@
+"""Methods on frozen features: vectors in their places, distances by brute force, and a training of each method."""
+
+import json
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from src import backbones, checkpoints, defects, settings, system
+from src.__main__ import main
+from src.defects import data, evaluation, feature_fitting, features
+from src.defects.config import METHODS
+from src.defects.data import DefectDataset
+from tests.defects.conftest import TINY, redirect
+
+CONFIG = replace(
+    TINY, method="student_and_neighbours", backbone="mobilenet_v2", memory=30, stride=8, epochs=2, batch_size=3
+)
+ON_FEATURES = METHODS[1:]
+
+
+@pytest.fixture(scope="module")
+def detector() -> features.FeatureDetector:
+    return features.FeatureDetector(CONFIG, ()).eval()
+
+
+@pytest.fixture(scope="module")
+def backbone(detector) -> features.Features:
+    return detector.backbone
+
+
+@pytest.fixture(scope="module")
+def project(textures_root, tmp_path_factory):
+    """A project in which ``CONFIG``, which has all parts, has been trained: (its folder, what ``train`` gave)."""
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        redirect(patch, textures_root.parents[1], folder)
+        yield folder, defects.train(CONFIG)
+
+
+# --------------------------------------------------------------------------------------------- networks
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18"])
+@pytest.mark.parametrize("size", [(64, 96), (61, 49), (8, 17)])
+def test_a_vector_for_every_eighth_pixel(name, size):
+    net = features.FeatureDetector(replace(CONFIG, backbone=name), ()).backbone
+    vectors = net(torch.randn(2, 3, *size))
+    assert vectors.shape == (2, net.channels, -(-size[0] // 8), -(-size[1] // 8))
+    assert net.channels == {"mobilenet_v2": 32 + 64 + 96, "resnet18": 128 + 256}[name]
+
+
+def test_vectors_are_centred_on_their_pixels(backbone):
+    """With kernels that know no left and right, a mirrored image of 16n + 1 pixels has mirrored vectors."""
+    symmetric, image = deepcopy(backbone), torch.randn(1, 3, 65, 81)
+    for layer in symmetric.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.weight.data = (layer.weight.data + layer.weight.data.flip(3)) / 2
+    mirrored, expected = symmetric(image.flip(3)), symmetric(image).flip(3)
+    for one, other in zip(mirrored.split([32, 64, 96], 1), expected.split([32, 64, 96], 1), strict=True):
+        assert (one - other).abs().max() < 1e-3 * other.std() and other.std() > 0
+
+
+def test_the_backbone_learns_nothing(backbone):
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    assert not any(module.training for module in backbone.train().modules())
+
+
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_distances_are_those_to_the_nearest_three(count, monkeypatch):
+    monkeypatch.setattr(features, "_PLACES", 7)  # in several parts
+    memory, vectors = features.Memory(count, 5), torch.randn(2, 5, 3, 4)
+    memory.vectors.copy_(torch.randn(count, 5))
+    result = memory(vectors)
+    assert result.shape == (2, 3, 4)
+    for b, y, x in np.ndindex(2, 3, 4):
+        distances = np.linalg.norm(memory.vectors.numpy() - vectors[b, :, y, x].numpy(), axis=1)
+        assert result[b, y, x].item() == pytest.approx(np.sort(distances)[:3].mean(), rel=1e-4)
+
+
+def test_a_students_error_is_its_mean_square_in_units_of_the_spread():
+    student, vectors = features.FeatureStudent(6).eval(), torch.randn(2, 6, 3, 4)
+    student.mean.copy_(torch.arange(6.0))
+    student.std.copy_(torch.arange(1.0, 7))
+    target = (vectors.movedim(1, -1) - student.mean) / student.std
+    expected = (student.net(target) - target).square().mean(-1)
+    assert torch.allclose(student(vectors), expected) and student(vectors).shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize("method, signals", [(ON_FEATURES[0], 1), (ON_FEATURES[1], 1), (ON_FEATURES[2], 2)])
+def test_a_method_holds_what_it_needs(method, signals):
+    detector = features.FeatureDetector(replace(CONFIG, method=method), ("a", "b"))
+    assert list(detector.students) == (["a", "b"] if "student" in method else [])
+    assert list(detector.memories) == (["a", "b"] if "neighbours" in method else [])
+    result = detector(torch.randn(1, 3, 40, 70), "b")
+    assert result.shape == (signals + 1, 1, 6, 6)
+    assert (result[-1] == 1).all() and all(signal.std() > 0 for signal in result[:-1])
+
+
+# --------------------------------------------------------------------------------------------- training
+def test_vectors_are_drawn_from_every_image(detector, stripes):
+    dataset = stripes(("good",) * 3)
+    drawn = feature_fitting.draw(detector, dataset, CONFIG, 7)
+    assert drawn.shape == (3, 7, 192)
+    for index, vectors in enumerate(drawn):
+        pixels = backbones.normalize(feature_fitting.Pixels(dataset, CONFIG.image_size)[index])[None]
+        all_places = detector.describe(pixels)[0].flatten(1).T
+        assert torch.cdist(vectors, all_places).min(1).values.max() < 1e-3
+    assert torch.equal(drawn, feature_fitting.draw(detector, dataset, CONFIG, 7))
+    assert not torch.equal(drawn, feature_fitting.draw(detector, dataset, replace(CONFIG, seed=1), 7))
+
+
+def test_a_trained_detector_remembers_good_parts(project):
+    trained = project[1]
+    assert set(trained.history) == {"fabric", "tiles"} and len(trained.history["fabric"]) == 2
+    parts = defects.datasets(CONFIG)["fabric"]
+    vectors = torch.cat(
+        [
+            trained.model.describe(backbones.normalize(image)[None])[0].flatten(1).T
+            for image in feature_fitting.Pixels(parts["train"], CONFIG.image_size)
+        ]
+    )
+    memory = trained.model.memories["fabric"].vectors
+    assert memory.shape == (30, 192) and torch.cdist(memory, vectors).min(1).values.max() < 1e-3
+    assert not torch.equal(memory, trained.model.memories["tiles"].vectors)
+    student = trained.model.students["fabric"]
+    assert student.std.min() > 0 and torch.allclose(student.mean, vectors.mean(0), atol=0.5 * vectors.std())
+
+
+def test_a_loaded_detector_is_the_trained_one(project):
+    trained = project[1]
+    loaded = system.load(defects, trained.source, CONFIG)
+    assert all(map(torch.equal, loaded.model.state_dict().values(), trained.model.state_dict().values()))
+    metrics = defects.evaluate(loaded)
+    assert json.dumps(metrics) == json.dumps(defects.evaluate(trained))
+    of_scores = metrics["categories"]["tiles"]["scores"]
+    assert list(of_scores) == ["error", "distance", "sum", "calibrated"]
+    assert all(0 <= row["image_auroc"] <= 1 and 0 <= row["aupro"] <= 1 for row in of_scores.values())
+
+
+@pytest.mark.parametrize("method, names", [(ON_FEATURES[0], ["error"]), (ON_FEATURES[1], ["distance"])])
+def test_one_signal_alone_is_calibrated_too(project, method, names, tmp_path):
+    config = replace(CONFIG, method=method, categories=("fabric",))
+    trained = defects.train(config, run_dir=tmp_path / "runs", out=tmp_path / "one.pth")
+    assert list(defects.evaluate(trained)["scores"]) == [*names, "calibrated"]
+    both = project[1].calibration["fabric"]["32"]
+    alone = trained.calibration["fabric"]["32"]
+    place = ["error", "distance"].index(names[0])
+    assert alone["zscore"] == [pytest.approx(both["zscore"][place], rel=1e-4)]  # the parts do not depend on each other
+    rows = defects.predict(trained, [defects.datasets(config)["fabric"]["test"].items[0].image], tmp_path / "out")
+    assert rows[0]["uncertainty_path"] is None and (tmp_path / "out" / rows[0]["heatmap_path"]).exists()
+    figures = defects.draw(trained, None, None)
+    assert {"heatmaps", "roc"} < set(figures) and ("curves" in figures) == ("student" in method)
+
+
+def test_a_killed_training_resumes_to_the_same_weights(project, tmp_path, killed_at):
+    train = partial(defects.train, CONFIG, run_dir=tmp_path / "runs", out=tmp_path / "again.pth")
+    killed_at(feature_fitting, 3)  # in the first category's second epoch
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    again = train()
+    assert all(map(torch.equal, again.model.state_dict().values(), project[1].model.state_dict().values()))
+
+
+def test_the_backbone_is_kept_for_the_next_training(folders, monkeypatch):
+    config, network = replace(CONFIG, pretrained="imagenet"), features.torchvision.models.mobilenet_v2()
+    file, kept = folders / "own.pth", folders / "weights/defects/features_mobilenet_v2.pth"
+    torch.save(network.state_dict(), file)
+    given = feature_fitting.load_backbone(config, file)
+    assert torch.equal(next(given.parameters()), next(network.parameters()))
+    monkeypatch.setattr(backbones, "pretrained", lambda *arguments: pytest.fail("weights are fetched again"))
+    again = feature_fitting.load_backbone(config, None)
+    assert all(
+        torch.allclose(a.float(), b.float(), atol=1e-3, rtol=1e-3)
+        for a, b in zip(again.state_dict().values(), given.state_dict().values(), strict=True)
+    )
+    assert checkpoints.load(kept)["config"] == {"backbone": "mobilenet_v2"}
+
+
+def test_a_backbone_without_places_at_an_eighth_is_refused():
+    with pytest.raises(
+        settings.InputError, match="backbone='squeezenet1_0': expected .*method=uninformed_students alone"
+    ):
+        replace(CONFIG, backbone="squeezenet1_0")
+    assert replace(CONFIG, backbone="squeezenet1_0", method="uninformed_students")
+
+
+# --------------------------------------------------------------------------------------- a threshold given
+def test_predict_and_report_take_a_threshold(project, tmp_path, capsys):
+    trained = project[1]
+    image = defects.datasets(CONFIG)["fabric"]["test"].items[0].image
+    (item,) = evaluation.scored(trained, "fabric", DefectDataset([data.Item(image)], tmp_path))
+    arguments = ["--weights", str(trained.source), "--out", str(tmp_path / "out"), "categories=fabric", "--threshold"]
+    for value, called in ((item.score() + 1, False), (item.score() - 1, True)):
+        assert main(["defects", "predict", str(image), *arguments, str(value)]) == 0
+        (row,) = json.loads(capsys.readouterr().out)
+        assert row["threshold"] == value and row["prediction"]["is_anomalous"] == called
+    assert main(["defects", "report", *arguments, "-1000000"]) == 0
+    content = json.loads((tmp_path / "out/fabric/records.json").read_text())
+    assert content["threshold"] == -1e6 and content["threshold_rule"] == "given with --threshold"
+    assert all(row["prediction"]["is_anomalous"] for row in content["images"])
+
+
+@pytest.mark.parametrize(
+    "command, expected",
+    [
+        (["defects", "evaluate", "--threshold", "3"], "--threshold is for predict and report of defects"),
+        (["road", "predict", "a.png", "--threshold", "3"], "--threshold is for predict and report of defects"),
+        (["defects", "report", "--threshold", "nan"], "--threshold nan: give a number"),
+    ],
+)
+def test_a_threshold_that_cannot_be_used_is_named(command, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").touch()
+    assert main(command) == 1 and expected in capsys.readouterr().err
