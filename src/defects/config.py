@@ -27,7 +27,6 @@ class TeacherConfig(TrainingConfig):
     """
 
     RENAMED = {("augmentation", "user"): "flip_rotate"}
-    REMOVED = {"backbone_epochs": 0, "domain": ""}
 
     patch_size: int = 33
     descriptor: int = 128
@@ -42,6 +41,8 @@ class TeacherConfig(TrainingConfig):
     patches_per_image: int = 1
     compactness: str = "mean"
     compactness_weight: float = 0.1
+    backbone_epochs: int = 0
+    domain: str = ""  # the training images that the backbone was fine-tuned on
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,6 @@ class Config(SystemConfig):
     """
 
     RENAMED = {("teacher_augmentation", "user"): "flip_rotate"}
-    REMOVED = {"backbone_epochs": 0}
 
     method: str = "uninformed_students"  # what gives the scores, one of METHODS
     memory: int = 10_000  # vectors of good parts that nearest neighbours are sought among
@@ -80,6 +80,7 @@ class Config(SystemConfig):
     patches_per_image: int = 1
     compactness: str = "mean"  # mean | sum, over pairs of dimensions
     compactness_weight: float = 0.1
+    backbone_epochs: int = 0  # of domain fine-tuning by rotation prediction; 0 = the backbone as it came
 
     def __post_init__(self):
         super().__post_init__()
@@ -124,6 +125,7 @@ class Config(SystemConfig):
             patches_per_image=(self.patches_per_image >= 1, "1 or more"),
             compactness=(self.compactness in COMPACTNESS, f"one of {_listed(COMPACTNESS)}"),
             compactness_weight=(0 <= self.compactness_weight < float("inf"), "a number from 0"),
+            backbone_epochs=(self.backbone_epochs >= 0, "1 or more, or 0 for the backbone as it came"),
         )
 
     @classmethod
@@ -190,7 +192,7 @@ class Config(SystemConfig):
             teacher_lr=2e-4,
         )
 
-    def teacher_config(self, patch_size: int) -> TeacherConfig:
+    def teacher_config(self, patch_size: int, domain: str = "") -> TeacherConfig:
         """The part of the config that the teacher of a patch size depends on."""
         return TeacherConfig(
             epochs=self.teacher_epochs,
@@ -216,6 +218,8 @@ class Config(SystemConfig):
             patches_per_image=self.patches_per_image,
             compactness=self.compactness,
             compactness_weight=self.compactness_weight,
+            backbone_epochs=self.backbone_epochs,
+            domain=domain,
         )
 
 

@@ -20,7 +20,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from src.backbones import BACKBONES
 from src.defects.config import Config
 
-WIDTH, CODE, DROPOUT = 256, 64, 0.4  # of a student: channels of its hidden layers and of its code, share left out
+WIDTH, CODE = 256, 16  # channels of a student's hidden layers, and of its bottleneck
 NEIGHBOURS = 3  # whose mean distance counts
 _PLACES = 1024  # at a time: bounds the memory that their distances take
 
@@ -75,20 +75,18 @@ class Memory(nn.Module):
 
 
 class FeatureStudent(nn.Module):
-    """Reproduces the teacher's vectors (B,D,...) from a small noisy code, and gives its squared error there (B,...).
+    """Reproduces vectors (B,D,...) from a code of few numbers, and gives its squared error there (B,...).
 
-    As in reverse distillation (Deng & Li, CVPR 2022, arXiv:2201.10703) the student sees the frozen teacher's features
-    through a bottleneck. Much of the code is left out at random in training (Guo et al., Dinomaly, arXiv:2405.14325),
-    so that it learns what good parts have in common instead of passing on whatever it sees. Vectors are standardised
-    by ``mean`` and ``std`` (D,) over the training images; the error is the mean over channels.
+    An autoencoder of the frozen teacher's features, in the manner of reverse distillation (Deng & Li, CVPR 2022,
+    arXiv:2201.10703): the code has no room for what good parts never show. Vectors are standardised by ``mean`` and
+    ``std`` (D,) over the training images; the error is the mean over channels.
     """
 
     def __init__(self, channels: int):
         super().__init__()
         sizes = (channels, WIDTH, CODE, WIDTH, channels)
         linear = [nn.Linear(*pair) for pair in pairwise(sizes)]
-        encoder, decoder = (linear[0], nn.GELU(), linear[1]), (linear[2], nn.GELU(), linear[3])
-        self.net = nn.Sequential(*encoder, nn.Dropout(DROPOUT), *decoder)
+        self.net = nn.Sequential(linear[0], nn.GELU(), linear[1], linear[2], nn.GELU(), linear[3])
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
 

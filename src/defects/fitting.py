@@ -1,11 +1,11 @@
 """Training of the whole model: what its method learns of each category, calibration, thresholds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from src import checkpoints, settings, system
-from src.defects import evaluation, feature_fitting, scores, students, teacher
+from src.defects import domain, evaluation, feature_fitting, scores, students, teacher
 from src.defects.config import Config, TeacherConfig
 from src.defects.data import DefectDataset, datasets, default_root
 from src.defects.features import FeatureDetector
@@ -56,9 +56,9 @@ def fit_students(
     teachers: Path | None,
 ) -> dict[str, list[dict]]:
     """Give the model its teachers, and train the students of every category; returns all histories."""
-    history = {}
+    images, history = [item.image for parts in splits.values() for item in parts["train"].items], {}
     for size in config.patch_sizes:
-        net, history[f"teacher {size}"] = train_teacher(config, size, weights, runs, teachers)
+        net, history[f"teacher {size}"] = train_teacher(config, size, weights, runs, images, teachers)
         model.teachers[str(size)].load_state_dict(net.state_dict())
         for category, parts in splits.items():
             history[f"{category} {size}"] = students.fit(
@@ -77,16 +77,19 @@ def train_teacher(
     patch_size: int,
     weights: Path | None,
     runs: Path,
+    images: Sequence[Path] = (),
     teachers: Path | None = None,
 ) -> tuple[PatchNet, list[dict]]:
     """(network, history) of a patch size's teacher: the one kept in ``teachers`` for this config, or a new one.
 
-    A new one is kept there.
+    A new one is kept there. ``images`` are the training images that its backbone is fine-tuned on where the config
+    says so.
     """
     path = teacher_path(config, patch_size, teachers)
-    teacher_config = config.teacher_config(patch_size)
+    fine_tuned_on = domain.describe(config.dataset, images) if config.backbone_epochs else ""
+    teacher_config = config.teacher_config(patch_size, fine_tuned_on)
     if not path.exists():
-        net, history = teacher.distill(teacher_config, runs / path.stem, weights)
+        net, history = teacher.distill(teacher_config, runs / path.stem, weights, images)
         checkpoints.save(path, net.state_dict(), half=True, config=teacher_config.plain(), extras={"history": history})
     content = checkpoints.load_finished(path)
     stored = TeacherConfig.from_plain(content["config"])
@@ -98,8 +101,11 @@ def train_teacher(
 
 
 def teacher_path(config: Config, patch_size: int, folder: Path | None = None) -> Path:
-    """Where (default: beside the committed weights) a teacher is kept, for every category and data set."""
-    images = config.teacher_images.split("/")[0]
+    """Where (default: beside the committed weights) a teacher is kept, for every category and data set that it suits.
+
+    One whose backbone was fine-tuned on a data set's own images is of that data set alone.
+    """
+    images = config.teacher_images.split("/")[0] + (f"_{config.dataset}" if config.backbone_epochs else "")
     return (folder or settings.WEIGHTS_DIR / "defects") / f"teacher_{images}_{patch_size}.pth"
 
 

@@ -74,6 +74,10 @@ class FeatureExtractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return self.features(patches)
+
+    def features(self, patches: torch.Tensor) -> torch.Tensor:
+        """``forward`` with gradients, to fine-tune a copy."""
         size = (self.patch_pixels, self.patch_pixels)
         enlarged = F.interpolate(patches, size, mode="bilinear", align_corners=False)
         return self.network(enlarged)["features"].float().mean((2, 3))

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from src import backbones, settings, training
+from src.defects import domain
 from src.defects.config import TeacherConfig
 from src.defects.data import fingerprint
 from src.defects.model import FeatureExtractor, PatchNet, Teacher, compactness, effective_rank
@@ -20,11 +21,13 @@ _LEAST_STD = 1e-3  # of the largest: a feature that hardly varies here must not 
 _VALIDATION_PATCHES = 16  # of an image, at least
 
 
-def distill(config: TeacherConfig, run_dir: Path, weights: Path | None = None) -> tuple[PatchNet, list[dict]]:
+def distill(
+    config: TeacherConfig, run_dir: Path, weights: Path | None = None, images: Sequence[Path] = ()
+) -> tuple[PatchNet, list[dict]]:
     """Train (or resume) the teacher's run in ``run_dir``; returns its patch network and the history.
 
-    ``weights`` is a local state dict of the backbone, in place of torchvision's download. The epoch is chosen by the
-    distillation error on held-out patches.
+    ``weights`` is a local state dict of the backbone, in place of torchvision's download; ``images`` are those that the
+    config may have it fine-tuned on beforehand. The epoch is chosen by the distillation error on held-out patches.
     """
     if weights and config.pretrained == "none":
         raise settings.InputError(f"{weights} would not be used: set pretrained=imagenet")
@@ -35,6 +38,8 @@ def distill(config: TeacherConfig, run_dir: Path, weights: Path | None = None) -
         network = torchvision.models.get_model(config.backbone, weights=None)
     backbone = FeatureExtractor(network, config.backbone, config.depth, config.patch_pixels)
     model = Teacher(PatchNet(config.patch_size, config.descriptor, config.width), backbone.channels)
+    if config.backbone_epochs:
+        domain.fine_tune(backbone, images, config, run_dir.with_name(f"{run_dir.name}_backbone"))
     files = image_files(settings.DATA_DIR / config.images)
     train, val = train_and_val(files)
     backbone = backbone.to(settings.DEVICE, memory_format=torch.channels_last)
