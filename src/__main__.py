@@ -31,9 +31,9 @@ EXAMPLES = """examples:
   python -m src road evaluate --json out.json        measure the committed mini model on the test split
   python -m src road evaluate --dataset camvid --root DIR --split test \\
       --weights assets/weights/road/camvid.pth       measure the CamVid model
-  python -m src road evaluate --dataset road_anomaly --root DIR --weights assets/weights/road/camvid.pth
-  python -m src road evaluate --dataset smiyc --root DIR --weights assets/weights/road/camvid.pth
-  python -m src road predict street.jpg --weights assets/weights/road/camvid.pth --out build/street
+  python -m src road evaluate --dataset road_anomaly --root DIR --weights assets/weights/road/cityscapes.pth
+  python -m src road evaluate --dataset smiyc --root DIR --weights assets/weights/road/cityscapes.pth
+  python -m src road predict street.jpg --weights assets/weights/road/cityscapes.pth --out build/street
   python -m src road train --profile real --root DIR --weights mobilenet_v2_imagenet.pth
   python -m src road train --profile real --dataset camvid_cyclists --root DIR      CamVid, no cyclist ever seen
   python -m src road train --profile real --dataset cityscapes --root DIR --weights assets/weights/road/cityscapes.pth

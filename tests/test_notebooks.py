@@ -16,7 +16,7 @@ NOTEBOOKS = [PROJECT / "main.ipynb", *sorted((PROJECT / "notebooks").glob("*.ipy
 IDENTITY = ("Student ID", "Full name", "Institutional e-mail")
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:work|root|home|tmp|farm|mnt|Users)\b[^\s'\"]*")
 FUNCTION_LINES = 5  # of a function's body
-MAX_BYTES = 2_000_000
+MAX_BYTES = 3_000_000
 
 
 def tagged(notebook, tag: str) -> list:
