@@ -151,10 +151,10 @@ def _parse(pair: str, text: str, current: Any, may_be_none: bool) -> Any:
         return text.lower() == "true"
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError) as error:
+        if isinstance(current, float) and type(value) is int:
+            value = float(value)
+    except (ValueError, SyntaxError, OverflowError) as error:
         raise settings.InputError(f"{pair}: {text!r} is not a value like {current!r}") from error
-    if isinstance(current, float) and type(value) is int:
-        value = float(value)
     fits = may_be_none if value is None else current is None or type(value) is type(current)
     if not fits:
         raise settings.InputError(f"{pair}: expected a {type(current).__name__} like {current!r}")

@@ -129,6 +129,8 @@ def read_labels(path: Path | str) -> np.ndarray:
 def _read(path: Path | str, convert) -> np.ndarray:
     try:
         with Image.open(path) as image:
+            image.verify()  # the checksums of a PNG, which reading its pixels passes over
+        with Image.open(path) as image:
             _check_shape(image, path)
             return convert(image)
     except FileNotFoundError as error:

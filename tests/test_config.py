@@ -86,3 +86,8 @@ def test_values_out_of_range_are_named_with_their_range(name, values):
             TrainingConfig(**{name: value})
     with pytest.raises(InputError, match="^warmup=5: expected .* none with schedule=plateau"):
         TrainingConfig(schedule="plateau", warmup=5)
+
+
+def test_a_number_beyond_all_floats_is_refused():
+    with pytest.raises(InputError, match="^clip_norm=9+: '9+' is not a value like 0.0"):
+        TrainingConfig().override([f"clip_norm={'9' * 400}"])

@@ -111,3 +111,19 @@ def test_missing_and_damaged_files_are_named(tmp_path):
             images.read_image(tmp_path / name)
     with pytest.raises(DataError, match="nowhere.png does not exist"):
         images.read_image(tmp_path / "nowhere.png")
+
+
+def test_a_png_whose_pixels_changed_is_refused(tmp_path):
+    """Pillow alone reads other pixels: it passes over the checksums."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50), np.uint8)).save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    refused = 0
+    for at in range(content.index(b"IDAT") + 10, len(content) - 30, 97):
+        changed = content.copy()
+        changed[at] ^= 16
+        (tmp_path / "b.png").write_bytes(changed)
+        for read in (images.read_image, images.read_labels):
+            with pytest.raises(DataError, match="b.png is not a readable image"):
+                read(tmp_path / "b.png")
+            refused += 1
+    assert refused > 20
