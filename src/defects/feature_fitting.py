@@ -37,11 +37,11 @@ def fit(
     history = {}
     for category, parts in splits.items():
         if category in detector.memories:
-            drawn = draw(detector, parts["train"], config, -(-config.memory // len(parts["train"])))
+            drawn = draw(detector.backbone, parts["train"], config, -(-config.memory // len(parts["train"])))
             detector.memories[category].vectors.copy_(drawn.transpose(0, 1).flatten(0, 1)[: config.memory])
         if category in detector.students:
             run_dir = runs / f"{config.dataset}_{category}_features"
-            history[category] = fit_student(detector.students[category], detector, parts, config, run_dir)
+            history[category] = fit_student(detector.students[category], detector.backbone, parts, config, run_dir)
     return history
 
 
@@ -62,24 +62,20 @@ def load_backbone(config: Config, weights: Path | None) -> Features:
 
 
 @torch.inference_mode()
-def draw(detector: FeatureDetector, dataset: DefectDataset, config: Config, count: int) -> torch.Tensor:
+def draw(backbone: Features, dataset: DefectDataset, config: Config, count: int) -> torch.Tensor:
     """Vectors (N,count,D) on the CPU: ``count`` places of each of N images, drawn at random by the config's seed."""
     pixels, drawn, generator = Pixels(dataset, config.image_size), [], torch.Generator().manual_seed(config.seed)
     for image in (pixels[index] for index in range(len(pixels))):
-        vectors = detector.describe(training.to_device(normalize(image)[None]))[0].flatten(1).T
+        vectors = backbone(training.to_device(normalize(image)[None]))[0].flatten(1).T
         drawn.append(vectors[torch.randint(len(vectors), (count,), generator=generator)].cpu())
     return torch.stack(drawn)
 
 
 def fit_student(
-    student: FeatureStudent,
-    detector: FeatureDetector,
-    parts: Mapping[str, DefectDataset],
-    config: Config,
-    run_dir: Path,
+    student: FeatureStudent, backbone: Features, parts: Mapping[str, DefectDataset], config: Config, run_dir: Path
 ) -> list[dict]:
     """Train (or resume) the student of one category; the epoch is chosen on defect-free validation images."""
-    train, val = (draw(detector, part, config, PLACES) for part in (parts["train"], parts["val"].normal()))
+    train, val = (draw(backbone, part, config, PLACES) for part in (parts["train"], parts["val"].normal()))
     mean, std = train.mean((0, 1)), train.flatten(0, 1).std(0)
     student.mean.copy_(mean)
     student.std.copy_(std.clamp(min=_LEAST_STD * float(std.max())))

@@ -23,13 +23,8 @@ ON_FEATURES = METHODS[1:]
 
 
 @pytest.fixture(scope="module")
-def detector() -> features.FeatureDetector:
-    return features.FeatureDetector(CONFIG, ()).eval()
-
-
-@pytest.fixture(scope="module")
-def backbone(detector) -> features.Features:
-    return detector.backbone
+def backbone() -> features.Features:
+    return features.FeatureDetector(CONFIG, ()).eval().backbone
 
 
 @pytest.fixture(scope="module")
@@ -93,22 +88,23 @@ def test_a_method_holds_what_it_needs(method, signals):
     detector = features.FeatureDetector(replace(CONFIG, method=method), ("a", "b"))
     assert list(detector.students) == (["a", "b"] if "student" in method else [])
     assert list(detector.memories) == (["a", "b"] if "neighbours" in method else [])
-    result = detector(torch.randn(1, 3, 40, 70), "b")
-    assert result.shape == (signals + 1, 1, 6, 6)
+    images = torch.randn(1, 3, 40, 48)
+    result = detector(images, "b")
+    assert result.shape == (signals + 1, 1, 5, 6)
     assert (result[-1] == 1).all() and all(signal.std() > 0 for signal in result[:-1])
 
 
 # --------------------------------------------------------------------------------------------- training
-def test_vectors_are_drawn_from_every_image(detector, stripes):
+def test_vectors_are_drawn_from_every_image(backbone, stripes):
     dataset = stripes(("good",) * 3)
-    drawn = feature_fitting.draw(detector, dataset, CONFIG, 7)
+    drawn = feature_fitting.draw(backbone, dataset, CONFIG, 7)
     assert drawn.shape == (3, 7, 192)
     for index, vectors in enumerate(drawn):
         pixels = backbones.normalize(feature_fitting.Pixels(dataset, CONFIG.image_size)[index])[None]
-        all_places = detector.describe(pixels)[0].flatten(1).T
+        all_places = backbone(pixels)[0].flatten(1).T
         assert torch.cdist(vectors, all_places).min(1).values.max() < 1e-3
-    assert torch.equal(drawn, feature_fitting.draw(detector, dataset, CONFIG, 7))
-    assert not torch.equal(drawn, feature_fitting.draw(detector, dataset, replace(CONFIG, seed=1), 7))
+    assert torch.equal(drawn, feature_fitting.draw(backbone, dataset, CONFIG, 7))
+    assert not torch.equal(drawn, feature_fitting.draw(backbone, dataset, replace(CONFIG, seed=1), 7))
 
 
 def test_a_trained_detector_remembers_good_parts(project):
@@ -117,7 +113,7 @@ def test_a_trained_detector_remembers_good_parts(project):
     parts = defects.datasets(CONFIG)["fabric"]
     vectors = torch.cat(
         [
-            trained.model.describe(backbones.normalize(image)[None])[0].flatten(1).T
+            trained.model.backbone(backbones.normalize(image)[None])[0].flatten(1).T
             for image in feature_fitting.Pixels(parts["train"], CONFIG.image_size)
         ]
     )
@@ -179,9 +175,7 @@ def test_the_backbone_is_kept_for_the_next_training(folders, monkeypatch):
 
 
 def test_a_backbone_without_places_at_an_eighth_is_refused():
-    with pytest.raises(
-        settings.InputError, match="backbone='squeezenet1_0': expected .*method=uninformed_students alone"
-    ):
+    with pytest.raises(settings.InputError, match="backbone='squeezenet1_0': expected .*method=uninformed_students alone"):
         replace(CONFIG, backbone="squeezenet1_0")
     assert replace(CONFIG, backbone="squeezenet1_0", method="uninformed_students")
 
