@@ -16,6 +16,8 @@ from src.defects.features import FeatureDetector, Features, FeatureStudent
 from src.defects.students import Pixels
 
 PLACES = 256  # of each image, drawn once, that students learn from
+CANDIDATES, MOST_PLACES = 100_000, 1024  # for a memory, over all images; of one image at most
+PROJECTED = 32  # dimensions in which candidates are compared
 _LEAST_STD = 1e-2  # of the largest: a channel that hardly varies on good parts must not drown the others
 
 
@@ -37,8 +39,9 @@ def fit(
     history = {}
     for category, parts in splits.items():
         if category in detector.memories:
-            drawn = draw(detector.backbone, parts["train"], config, -(-config.memory // len(parts["train"])))
-            detector.memories[category].vectors.copy_(drawn.transpose(0, 1).flatten(0, 1)[: config.memory])
+            places = min(MOST_PLACES, -(-CANDIDATES // len(parts["train"])))
+            candidates = draw(detector.backbone, parts["train"], config, places).flatten(0, 1)
+            detector.memories[category].vectors.copy_(candidates[coreset(candidates, config)])
         if category in detector.students:
             run_dir = runs / f"{config.dataset}_{category}_features"
             history[category] = fit_student(detector.students[category], detector.backbone, parts, config, run_dir)
@@ -69,6 +72,23 @@ def draw(backbone: Features, dataset: DefectDataset, config: Config, count: int)
         vectors = backbone(training.to_device(normalize(image)[None]))[0].flatten(1).T
         drawn.append(vectors[torch.randint(len(vectors), (count,), generator=generator)].cpu())
     return torch.stack(drawn)
+
+
+def coreset(candidates: torch.Tensor, config: Config) -> torch.Tensor:
+    """Indices (``config.memory``,) of candidates (N,D) that leave none of them far from all chosen.
+
+    Greedy k-center, as PatchCore: next is always the candidate that is farthest from those chosen already, by
+    distances in a random projection. Rare looks of good parts are kept, which a random draw would miss.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    points = candidates @ torch.randn(candidates.shape[1], PROJECTED, generator=generator)
+    norms = points.square().sum(1)
+    distance, chosen, last = torch.full_like(norms, torch.inf), [], 0
+    for _ in range(config.memory):
+        chosen.append(last)
+        distance = torch.minimum(distance, norms + norms[last] - 2 * points @ points[last])
+        last = int(distance.argmax())
+    return torch.tensor(chosen)
 
 
 def fit_student(

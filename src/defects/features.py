@@ -4,7 +4,7 @@ The backbone describes every place of an image, 8 pixels apart, by one vector: t
 side, each averaged over 3 x 3 places as PatchCore does (Roth et al., CVPR 2022, arXiv:2106.08265). What good parts look
 like is kept in two ways, each of which gives a signal:
 
-- ``Memory``: vectors of good parts, drawn at random. ``distance``: how far the nearest of them are.
+- ``Memory``: vectors of good parts, spread over all that occur. ``distance``: how far the nearest of them are.
 - ``FeatureStudent``: learns to reproduce the vectors of good parts through a bottleneck. ``error``: where it fails.
 """
 

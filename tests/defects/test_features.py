@@ -107,6 +107,19 @@ def test_vectors_are_drawn_from_every_image(backbone, stripes):
     assert not torch.equal(drawn, feature_fitting.draw(backbone, dataset, replace(CONFIG, seed=1), 7))
 
 
+def test_a_coreset_leaves_no_candidate_far_from_it():
+    """Each is the farthest from those before it; a random draw of as many misses the rare ones."""
+    generator = torch.Generator().manual_seed(3)
+    common, rare = torch.randn(500, 16, generator=generator), 40 + torch.randn(3, 16, generator=generator)
+    candidates = torch.cat([common, rare])
+    chosen = feature_fitting.coreset(candidates, replace(CONFIG, memory=20))
+    assert len(set(chosen.tolist())) == 20 and chosen[1] >= 500
+    reach = torch.cdist(candidates, candidates[chosen]).min(1).values.max()
+    assert reach < torch.cdist(candidates, candidates[:20]).min(1).values.max() / 4
+    few = feature_fitting.coreset(candidates[:5], replace(CONFIG, memory=20))
+    assert len(few) == 20 and set(few.tolist()) == set(range(5))
+
+
 def test_a_trained_detector_remembers_good_parts(project):
     trained = project[1]
     assert set(trained.history) == {"fabric", "tiles"} and len(trained.history["fabric"]) == 2
@@ -175,7 +188,9 @@ def test_the_backbone_is_kept_for_the_next_training(folders, monkeypatch):
 
 
 def test_a_backbone_without_places_at_an_eighth_is_refused():
-    with pytest.raises(settings.InputError, match="backbone='squeezenet1_0': expected .*method=uninformed_students alone"):
+    with pytest.raises(
+        settings.InputError, match="backbone='squeezenet1_0': expected .*method=uninformed_students alone"
+    ):
         replace(CONFIG, backbone="squeezenet1_0")
     assert replace(CONFIG, backbone="squeezenet1_0", method="uninformed_students")
 
