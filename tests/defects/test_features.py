@@ -11,7 +11,7 @@ import torch
 
 from src import backbones, checkpoints, defects, settings, system
 from src.__main__ import main
-from src.defects import data, evaluation, feature_fitting, features
+from src.defects import data, evaluation, feature_fitting, features, scores
 from src.defects.config import METHODS
 from src.defects.data import DefectDataset
 from tests.defects.conftest import TINY, redirect
@@ -146,6 +146,18 @@ def test_a_loaded_detector_is_the_trained_one(project):
     of_scores = metrics["categories"]["tiles"]["scores"]
     assert list(of_scores) == ["error", "distance", "sum", "calibrated"]
     assert all(0 <= row["image_auroc"] <= 1 and 0 <= row["aupro"] <= 1 for row in of_scores.values())
+
+
+def test_half_of_what_lifts_a_whole_image_is_taken_off(project, monkeypatch):
+    trained, image = project[1], defects.datasets(CONFIG)["fabric"]["test"][0]["image"]
+    arguments = (trained.model, "fabric", image, trained.calibration["fabric"], trained.config)
+    given = scores.score_maps(*arguments)
+    monkeypatch.setattr(features.FeatureDetector, "median_share", 0)
+    untouched = scores.score_maps(*arguments)
+    raw = scores.signal_maps(*arguments[:2], scores.pixels_of(image, CONFIG), CONFIG, 8)["32"]
+    median = scores.calibrated_map(raw, trained.calibration["fabric"]["32"], 8, 32).median()
+    assert median.abs() > 1e-3 and torch.allclose(untouched["calibrated"] - given["calibrated"], median / 2, atol=1e-3)
+    assert all(torch.equal(given[name], untouched[name]) for name in ("error", "distance", "sum"))
 
 
 @pytest.mark.parametrize("method, names", [(ON_FEATURES[0], ["error"]), (ON_FEATURES[1], ["distance"])])
