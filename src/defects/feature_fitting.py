@@ -16,6 +16,8 @@ from src.defects.features import FeatureDetector, Features, FeatureStudent
 from src.defects.students import Pixels
 
 PLACES = 256  # of each image, drawn once, that students learn from
+CANDIDATES, MOST_PLACES = 100_000, 1024  # for a memory, over all images; of one image at most
+PROJECTED = 32  # dimensions in which candidates are compared
 _LEAST_STD = 1e-2  # of the largest: a channel that hardly varies on good parts must not drown the others
 
 
@@ -37,11 +39,12 @@ def fit(
     history = {}
     for category, parts in splits.items():
         if category in detector.memories:
-            drawn = draw(detector, parts["train"], config, -(-config.memory // len(parts["train"])))
-            detector.memories[category].vectors.copy_(drawn.transpose(0, 1).flatten(0, 1)[: config.memory])
+            places = min(MOST_PLACES, -(-CANDIDATES // len(parts["train"])))
+            candidates = draw(detector.backbone, parts["train"], config, places).flatten(0, 1)
+            detector.memories[category].vectors.copy_(candidates[coreset(candidates, config)])
         if category in detector.students:
             run_dir = runs / f"{config.dataset}_{category}_features"
-            history[category] = fit_student(detector.students[category], detector, parts, config, run_dir)
+            history[category] = fit_student(detector.students[category], detector.backbone, parts, config, run_dir)
     return history
 
 
@@ -62,24 +65,37 @@ def load_backbone(config: Config, weights: Path | None) -> Features:
 
 
 @torch.inference_mode()
-def draw(detector: FeatureDetector, dataset: DefectDataset, config: Config, count: int) -> torch.Tensor:
+def draw(backbone: Features, dataset: DefectDataset, config: Config, count: int) -> torch.Tensor:
     """Vectors (N,count,D) on the CPU: ``count`` places of each of N images, drawn at random by the config's seed."""
     pixels, drawn, generator = Pixels(dataset, config.image_size), [], torch.Generator().manual_seed(config.seed)
     for image in (pixels[index] for index in range(len(pixels))):
-        vectors = detector.describe(training.to_device(normalize(image)[None]))[0].flatten(1).T
+        vectors = backbone(training.to_device(normalize(image)[None]))[0].flatten(1).T
         drawn.append(vectors[torch.randint(len(vectors), (count,), generator=generator)].cpu())
     return torch.stack(drawn)
 
 
+def coreset(candidates: torch.Tensor, config: Config) -> torch.Tensor:
+    """Indices (``config.memory``,) of candidates (N,D) that leave none of them far from all chosen.
+
+    Greedy k-center, as PatchCore: next is always the candidate that is farthest from those chosen already, by
+    distances in a random projection. Rare looks of good parts are kept, which a random draw would miss.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    points = candidates @ torch.randn(candidates.shape[1], PROJECTED, generator=generator)
+    norms = points.square().sum(1)
+    distance, chosen, last = torch.full_like(norms, torch.inf), [], 0
+    for _ in range(config.memory):
+        chosen.append(last)
+        distance = torch.minimum(distance, norms + norms[last] - 2 * points @ points[last])
+        last = int(distance.argmax())
+    return torch.tensor(chosen)
+
+
 def fit_student(
-    student: FeatureStudent,
-    detector: FeatureDetector,
-    parts: Mapping[str, DefectDataset],
-    config: Config,
-    run_dir: Path,
+    student: FeatureStudent, backbone: Features, parts: Mapping[str, DefectDataset], config: Config, run_dir: Path
 ) -> list[dict]:
     """Train (or resume) the student of one category; the epoch is chosen on defect-free validation images."""
-    train, val = (draw(detector, part, config, PLACES) for part in (parts["train"], parts["val"].normal()))
+    train, val = (draw(backbone, part, config, PLACES) for part in (parts["train"], parts["val"].normal()))
     mean, std = train.mean((0, 1)), train.flatten(0, 1).std(0)
     student.mean.copy_(mean)
     student.std.copy_(std.clamp(min=_LEAST_STD * float(std.max())))

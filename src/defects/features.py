@@ -4,7 +4,7 @@ The backbone describes every place of an image, 8 pixels apart, by one vector: t
 side, each averaged over 3 x 3 places as PatchCore does (Roth et al., CVPR 2022, arXiv:2106.08265). What good parts look
 like is kept in two ways, each of which gives a signal:
 
-- ``Memory``: vectors of good parts, drawn at random. ``distance``: how far the nearest of them are.
+- ``Memory``: vectors of good parts, spread over all that occur. ``distance``: how far the nearest of them are.
 - ``FeatureStudent``: learns to reproduce the vectors of good parts through a bottleneck. ``error``: where it fails.
 """
 
@@ -98,16 +98,15 @@ class FeatureStudent(nn.Module):
 class FeatureDetector(nn.Module):
     """The backbone, and what the method keeps of each category's good parts.
 
-    Images are squeezed to a square of ``size``, so that every one has the same places, borders included.
     ``stride``: pixels between places. ``patch_size``: pixels that a place
-    stands for where borders and smoothing are concerned.
+    stands for where borders and smoothing are concerned. ``median_share``: how much of an image's median calibrated
+    score is taken off all its places, because unusual light lifts them all; chosen on validation images.
     """
 
-    stride, patch_size = 8, 32
+    stride, patch_size, median_share = 8, 32, 0.5
 
     def __init__(self, config: Config, categories: Sequence[str]):
         super().__init__()
-        self.size = (config.image_size, config.image_size)
         with_student = categories if "student" in config.method else ()
         with_memory = categories if "neighbours" in config.method else ()
         with torch.random.fork_rng(devices=[]):
@@ -117,16 +116,12 @@ class FeatureDetector(nn.Module):
             self.students = nn.ModuleDict({name: FeatureStudent(channels) for name in with_student})
             self.memories = nn.ModuleDict({name: Memory(config.memory, channels) for name in with_memory})
 
-    def describe(self, images: torch.Tensor) -> torch.Tensor:
-        """Vectors (B,D,ceil(size/8),ceil(size/8)) of images float32 (B,3,H,W), normalised."""
-        return self.backbone(F.interpolate(images, self.size, mode="bilinear", antialias=True))
-
     @torch.inference_mode()
     def forward(self, images: torch.Tensor, category: str) -> torch.Tensor:
         """Signals and contrast (S+1,B,h,w) of images float32 (B,3,H,W), normalised. The contrast is 1 everywhere.
 
         Knowing the norm of the vectors did not help on validation images of magnetic tiles.
         """
-        vectors = self.describe(images)
+        vectors = self.backbone(images)
         parts = [parts[category] for parts in (self.students, self.memories) if category in parts]
         return torch.stack([*(part(vectors) for part in parts), torch.ones_like(vectors[:, 0])])

@@ -80,13 +80,14 @@ def score_maps(
 ) -> dict[str, torch.Tensor]:
     """Score name -> map float32 (h,w) on the CPU, of one image uint8 (3,H,W), at the size the model works at."""
     pixels = pixels_of(image, config)
-    size, stride, of_sizes = getattr(model, "size", pixels.shape[-2:]), getattr(model, "stride", config.stride), []
+    size, stride, of_sizes = tuple(pixels.shape[-2:]), getattr(model, "stride", config.stride), []
     for name, maps in signal_maps(model, category, pixels, config, stride).items():
         mean, std = torch.tensor(calibration[name]["zscore"]).T[:, :, None, None]
         zscores = upsample((maps[:-1] - mean) / std, stride, size)
-        calibrated = upsample(calibrated_map(maps, calibration[name], stride, int(name)), stride, size)
-        of_sizes.append(torch.stack([*zscores, smooth(calibrated, int(name) / 8)]))
-    *signals, calibrated = TF.resize(torch.stack(of_sizes).mean(0), list(pixels.shape[-2:]), antialias=False)
+        calibrated = calibrated_map(maps, calibration[name], stride, int(name))
+        calibrated -= getattr(model, "median_share", 0) * calibrated.median()
+        of_sizes.append(torch.stack([*zscores, smooth(upsample(calibrated, stride, size), int(name) / 8)]))
+    *signals, calibrated = torch.stack(of_sizes).mean(0)
     total = {"sum": sum(signals)} if len(signals) > 1 else {}
     return dict(zip(SIGNALS[config.method], signals, strict=True)) | total | {HEADLINE: calibrated}
 

@@ -11,7 +11,7 @@ import torch
 
 from src import backbones, checkpoints, defects, settings, system
 from src.__main__ import main
-from src.defects import data, evaluation, feature_fitting, features
+from src.defects import data, evaluation, feature_fitting, features, scores
 from src.defects.config import METHODS
 from src.defects.data import DefectDataset
 from tests.defects.conftest import TINY, redirect
@@ -23,13 +23,8 @@ ON_FEATURES = METHODS[1:]
 
 
 @pytest.fixture(scope="module")
-def detector() -> features.FeatureDetector:
-    return features.FeatureDetector(CONFIG, ()).eval()
-
-
-@pytest.fixture(scope="module")
-def backbone(detector) -> features.Features:
-    return detector.backbone
+def backbone() -> features.Features:
+    return features.FeatureDetector(CONFIG, ()).eval().backbone
 
 
 @pytest.fixture(scope="module")
@@ -94,22 +89,36 @@ def test_a_method_holds_what_it_needs(method, signals):
     detector = features.FeatureDetector(replace(CONFIG, method=method), ("a", "b"))
     assert list(detector.students) == (["a", "b"] if "student" in method else [])
     assert list(detector.memories) == (["a", "b"] if "neighbours" in method else [])
-    result = detector(torch.randn(1, 3, 40, 70), "b")
-    assert result.shape == (signals + 1, 1, 6, 6)
+    images = torch.randn(1, 3, 40, 48)
+    result = detector(images, "b")
+    assert result.shape == (signals + 1, 1, 5, 6)
     assert (result[-1] == 1).all() and all(signal.std() > 0 for signal in result[:-1])
 
 
 # --------------------------------------------------------------------------------------------- training
-def test_vectors_are_drawn_from_every_image(detector, stripes):
+def test_vectors_are_drawn_from_every_image(backbone, stripes):
     dataset = stripes(("good",) * 3)
-    drawn = feature_fitting.draw(detector, dataset, CONFIG, 7)
+    drawn = feature_fitting.draw(backbone, dataset, CONFIG, 7)
     assert drawn.shape == (3, 7, 192)
     for index, vectors in enumerate(drawn):
         pixels = backbones.normalize(feature_fitting.Pixels(dataset, CONFIG.image_size)[index])[None]
-        all_places = detector.describe(pixels)[0].flatten(1).T
+        all_places = backbone(pixels)[0].flatten(1).T
         assert torch.cdist(vectors, all_places).min(1).values.max() < 1e-3
-    assert torch.equal(drawn, feature_fitting.draw(detector, dataset, CONFIG, 7))
-    assert not torch.equal(drawn, feature_fitting.draw(detector, dataset, replace(CONFIG, seed=1), 7))
+    assert torch.equal(drawn, feature_fitting.draw(backbone, dataset, CONFIG, 7))
+    assert not torch.equal(drawn, feature_fitting.draw(backbone, dataset, replace(CONFIG, seed=1), 7))
+
+
+def test_a_coreset_leaves_no_candidate_far_from_it():
+    """Each is the farthest from those before it; a random draw of as many misses the rare ones."""
+    generator = torch.Generator().manual_seed(3)
+    common, rare = torch.randn(500, 16, generator=generator), 40 + torch.randn(3, 16, generator=generator)
+    candidates = torch.cat([common, rare])
+    chosen = feature_fitting.coreset(candidates, replace(CONFIG, memory=20))
+    assert len(set(chosen.tolist())) == 20 and chosen[1] >= 500
+    reach = torch.cdist(candidates, candidates[chosen]).min(1).values.max()
+    assert reach < torch.cdist(candidates, candidates[:20]).min(1).values.max() / 4
+    few = feature_fitting.coreset(candidates[:5], replace(CONFIG, memory=20))
+    assert len(few) == 20 and set(few.tolist()) == set(range(5))
 
 
 def test_a_trained_detector_remembers_good_parts(project):
@@ -118,7 +127,7 @@ def test_a_trained_detector_remembers_good_parts(project):
     parts = defects.datasets(CONFIG)["fabric"]
     vectors = torch.cat(
         [
-            trained.model.describe(backbones.normalize(image)[None])[0].flatten(1).T
+            trained.model.backbone(backbones.normalize(image)[None])[0].flatten(1).T
             for image in feature_fitting.Pixels(parts["train"], CONFIG.image_size)
         ]
     )
@@ -138,6 +147,18 @@ def test_a_loaded_detector_is_the_trained_one(project):
     of_scores = metrics["categories"]["tiles"]["scores"]
     assert list(of_scores) == ["error", "distance", "sum", "calibrated"]
     assert all(0 <= row["image_auroc"] <= 1 and 0 <= row["aupro"] <= 1 for row in of_scores.values())
+
+
+def test_half_of_what_lifts_a_whole_image_is_taken_off(project, monkeypatch):
+    trained, image = project[1], defects.datasets(CONFIG)["fabric"]["test"][0]["image"]
+    arguments = (trained.model, "fabric", image, trained.calibration["fabric"], trained.config)
+    given = scores.score_maps(*arguments)
+    monkeypatch.setattr(features.FeatureDetector, "median_share", 0)
+    untouched = scores.score_maps(*arguments)
+    raw = scores.signal_maps(*arguments[:2], scores.pixels_of(image, CONFIG), CONFIG, 8)["32"]
+    median = scores.calibrated_map(raw, trained.calibration["fabric"]["32"], 8, 32).median()
+    assert median.abs() > 1e-3 and torch.allclose(untouched["calibrated"] - given["calibrated"], median / 2, atol=1e-3)
+    assert all(torch.equal(given[name], untouched[name]) for name in ("error", "distance", "sum"))
 
 
 @pytest.mark.parametrize("method, names", [(ON_FEATURES[0], ["error"]), (ON_FEATURES[1], ["distance"])])
