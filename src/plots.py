@@ -52,6 +52,7 @@ def style() -> None:
 def save(figure: Figure, name: str) -> Path:
     """Write a figure as ``assets/figures/<name>.png``, and close it."""
     path = settings.FIGURES_DIR / f"{name}.png"
+    files.remove_leftovers(path)
     with files.atomic(path) as file:
         file.write(_png(figure))
     return path

@@ -36,7 +36,7 @@ from src.series.csv_files import read_csv
 from src.synthetic import series_plots
 from tests.series.helpers import TINY, write_plots
 
-SECONDS, MEGABYTES = 30, 2000  # bounds of one mutated input; of the whole process
+SECONDS, MEGABYTES = 30, 3000  # bounds of one mutated input; of the whole process
 CONFIG = replace(TINY, cross_validate=True, folds=2)
 
 

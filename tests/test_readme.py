@@ -34,7 +34,7 @@ EXEMPT = {
 }
 TINY = {  # settings of a training that takes seconds; pretrained weights would come from the network
     "road": "pretrained=none image_size=(48,) crop_size=(32,48) epochs=1 outlier_epochs=1 batch_size=2 workers=0",
-    "defects": "image_size=64 crop_size=0 epochs=1 students=1 width=4 batch_size=2 stride=16 workers=0",
+    "defects": "image_size=64 crop_size=0 epochs=1 students=1 width=4 batch_size=2 workers=0",
     "sets": "pretrained=none image_size=32 epochs=1 pool=3,10 batch_size=8 val_sets=20 test_sets=20 workers=0",
     "series": "epochs=1 folds=2 batch_size=8 workers=0",
 }
@@ -78,7 +78,7 @@ def folders(tmp_path, monkeypatch, camvid_root) -> dict[str, Path]:
     (tmp_path / "data/camvid").symlink_to(camvid_root)
     for number in range(16):
         image(tmp_path / f"parts/images/{'good' if number < 12 else 'defect'}/{number}.png", number, (64, 64))
-    for number in range(45):
+    for number in range(180):
         image(tmp_path / f"classes/train/{number % 3}/{number}.png", number, (32, 32))
     write_plots(tmp_path / "series", {"train": 2})
     image(tmp_path / "street.jpg", 0)

@@ -213,12 +213,12 @@ def test_predict_and_report_take_a_threshold(project, tmp_path, capsys):
     trained = project[1]
     image = defects.datasets(CONFIG)["fabric"]["test"].items[0].image
     (item,) = evaluation.scored(trained, "fabric", DefectDataset([data.Item(image)], tmp_path))
-    arguments = ["--weights", str(trained.source), "--out", str(tmp_path / "out"), "categories=fabric", "--threshold"]
+    arguments = ["--weights", str(trained.source), "--out", str(tmp_path / "out"), "categories=fabric"]
     for value, called in ((item.score() + 1, False), (item.score() - 1, True)):
-        assert main(["defects", "predict", str(image), *arguments, str(value)]) == 0
+        assert main(["defects", "predict", str(image), *arguments, f"--threshold={value}"]) == 0
         (row,) = json.loads(capsys.readouterr().out)
         assert row["threshold"] == value and row["prediction"]["is_anomalous"] == called
-    assert main(["defects", "report", *arguments, "-1e9"]) == 0
+    assert main(["defects", "report", *arguments, "--threshold=-1e9"]) == 0
     content = json.loads((tmp_path / "out/fabric/records.json").read_text())
     assert content["threshold"] == -1e9 and content["threshold_rule"] == "given with --threshold"
     assert all(row["prediction"]["is_anomalous"] for row in content["images"])

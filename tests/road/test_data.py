@@ -365,4 +365,4 @@ def test_smiyc_reads_both_ways_of_naming_masks_and_says_which_frames_have_none(t
     write(tmp_path / "labels_masks" / "b_labels_semantic_color.png", np.zeros((*SIZE, 3), np.uint8))
     dataset = data.SegmentMeIfYouCan(tmp_path, "test")
     assert len(dataset) == 2 and dataset[1]["mask"][0, :, 0].tolist() == [0, 1, data.IGNORE, 0, 0, 0]
-    assert "1 of 3 images have no mask" in capsys.readouterr().out
+    assert "1 of 3 images have no mask" in capsys.readouterr().err
