@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.colors import ListedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
@@ -64,12 +64,20 @@ def show(figure: Figure, alt: str) -> None:
 
 
 def _png(figure: Figure) -> bytes:
-    """The figure as a PNG of 256 colours, a third of the size of one in full colour; closes it."""
+    """The figure as a PNG of 256 colours, a third of the size of one in full colour; closes it.
+
+    Colours that mean something are kept exactly: the reduction would give a small patch that of its surroundings.
+    """
     drawn, reduced = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png")
     plt.close(figure)
-    with Image.open(drawn) as picture:
-        picture.convert("RGB").quantize(256).save(reduced, format="PNG", optimize=True)
+    kept = [(255, 255, 255), *OUTCOMES.values(), OUTLINE, *(np.array(to_rgb(color)) * 255 for color in COLORS)]
+    kept += list(plt.get_cmap(SCORE_MAP)(np.linspace(0, 1, 24))[:, :3] * 255)
+    with Image.open(drawn) as opened:
+        picture, palette = opened.convert("RGB"), Image.new("P", (1, 1))
+    common = picture.quantize(256 - len(kept)).getpalette()
+    palette.putpalette([*common, *np.uint8(np.round(kept)).ravel().tolist()])
+    picture.quantize(palette=palette, dither=Image.Dither.NONE).save(reduced, format="PNG", optimize=True)
     return reduced.getvalue()
 
 
@@ -134,9 +142,11 @@ def heat(score: np.ndarray, low: float, high: float) -> np.ndarray:
 
 # ----------------------------------------------------------------------------- scores and their threshold
 def above_threshold(image: np.ndarray, score: np.ndarray, low: float, high: float) -> np.ndarray:
-    """The image uint8 (H,W,3) in grey, coloured where the score (H,W) reaches ``low``, brightest from ``high`` on."""
-    colors = np.uint8(_alarm_map()((score - low) / (high - low))[..., :3] * 255)
-    return np.where((score >= low)[..., None], colors, _grey(image))
+    """The image uint8 (H,W,3) in dark grey, coloured where the score (H,W) reaches ``low``, brightest from ``high`` on.
+
+    Of ``SCORE_MAP`` the darkest third is left out: the grey picture would swallow it.
+    """
+    return np.where((score >= low)[..., None], heat(score, low - (high - low) / 2, high), _grey(image))
 
 
 def outcomes(image: np.ndarray, called: np.ndarray, truth: np.ndarray, ignored: np.ndarray) -> np.ndarray:
@@ -149,21 +159,21 @@ def outcomes(image: np.ndarray, called: np.ndarray, truth: np.ndarray, ignored: 
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
-    """Grey and paler, uint8 (H,W,3): a background that no colour of a score is mistaken for."""
-    return np.repeat(np.uint8(80 + 0.65 * image.mean(2, keepdims=True)), 3, axis=2)
+    """Dark grey, uint8 (H,W,3): a background that no colour of a score is mistaken for."""
+    return np.repeat(np.uint8(0.5 * image.mean(2, keepdims=True)), 3, axis=2)
 
 
-def _alarm_map() -> ListedColormap:
-    """``SCORE_MAP`` without its darkest third, which a grey picture would swallow."""
-    return ListedColormap(plt.get_cmap(SCORE_MAP)(np.linspace(0.35, 1, 256)))
-
-
-def add_scale(figure: Figure, low: float, high: float, ticks: dict[str, float], label: str) -> None:
-    """Below a figure of ``above_threshold`` and ``outcomes``: the colour bar from threshold up, and the outcomes."""
-    mappable = ScalarMappable(Normalize(low, high), _alarm_map())
+def add_scale(figure: Figure, ticks: dict[str, float], label: str = "") -> None:
+    """Below a figure of ``above_threshold``: its colour bar, with named ticks from the threshold to the brightest."""
+    colors = ListedColormap(plt.get_cmap(SCORE_MAP)(np.linspace(1 / 3, 1, 256)))
+    mappable = ScalarMappable(Normalize(min(ticks.values()), max(ticks.values())), colors)
     bar = figure.colorbar(mappable, ax=figure.axes, location="bottom", shrink=0.4, aspect=40, pad=0.02, anchor=(0, 1))
     bar.set_ticks(list(ticks.values()), labels=list(ticks))
     bar.set_label(label)
+
+
+def add_outcomes(figure: Figure) -> None:
+    """At the lower right of a figure of ``outcomes``: their legend."""
     patches = [Patch(facecolor=np.array(color) / 255, label=name) for name, color in OUTCOMES.items()]
     figure.legend(handles=patches, loc="lower right", ncols=len(patches))
 

@@ -44,6 +44,17 @@ def test_save_writes_a_png_and_closes_the_figure(tmp_path, monkeypatch):
     assert not plt.get_fignums()
 
 
+def test_colours_that_mean_something_survive_the_reduction(tmp_path, monkeypatch):
+    monkeypatch.setattr(settings, "FIGURES_DIR", tmp_path)
+    photo = np.random.default_rng(0).integers(0, 256, (90, 160, 3), np.uint8)
+    meant = [(255, 255, 255), plots.OUTLINE, *plots.OUTCOMES.values()]
+    for index, color in enumerate(meant):
+        photo[5:10, 30 * index : 30 * index + 5] = color
+    with Image.open(plots.save(plots.image_grid([[photo]]), "photo")) as picture:
+        drawn = set(map(tuple, np.array(picture.convert("RGB")).reshape(-1, 3).tolist()))
+    assert set(meant) <= drawn and len(drawn) <= 256
+
+
 @pytest.fixture
 def shown(tmp_path, monkeypatch) -> list[tuple[dict, dict]]:
     """(data, metadata) of all that a notebook would show, filled as it is shown."""

@@ -78,9 +78,7 @@ class Scored:
         dark, and one colour means one score.
         """
         score, unit = self.maps[HEADLINE].numpy(), max(abs(threshold), 1)
-        grey = self.picture().mean(2, keepdims=True) * 0.5
-        colors = plots.heat(score, threshold - 0.5 * unit, threshold + unit)
-        return np.where(score[..., None] >= threshold, colors, grey.astype(np.uint8))
+        return plots.above_threshold(self.picture(), score, threshold, threshold + unit)
 
 
 def scored(trained: Trained, category: str, dataset: DefectDataset) -> Iterator[Scored]:

@@ -1,7 +1,7 @@
 """Scores from the features of a frozen ImageNet backbone: nearest neighbours, and a student of the features.
 
 The backbone describes every place of an image, 8 pixels apart, by one vector: the maps of its ``local`` layers side by
-side, each averaged over 3 x 3 places as PatchCore does (Roth et al., CVPR 2022, arXiv:2106.08265). What good parts look
+side, each averaged over 3 x 3 places as PatchCore does (Roth et al., CVPR 2022, arXiv:2106.08265). What good parts are
 like is kept in two ways, each of which gives a signal:
 
 - ``Memory``: vectors of good parts, spread over all that occur. ``distance``: how far the nearest of them are.
@@ -78,7 +78,7 @@ class FeatureStudent(nn.Module):
     """Reproduces vectors (B,D,...) from a code of few numbers, and gives its squared error there (B,...).
 
     An autoencoder of the frozen teacher's features, in the manner of reverse distillation (Deng & Li, CVPR 2022,
-    arXiv:2201.10703): the code has no room for what good parts never show. Vectors are standardised by ``mean`` and
+    arXiv:2201.10703): the code can hold only what good parts show. Vectors are standardised by ``mean`` and
     ``std`` (D,) over the training images; the error is the mean over channels.
     """
 

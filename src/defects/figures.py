@@ -6,8 +6,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_curve
@@ -27,7 +25,33 @@ CURVES = {  # measured in training -> title
     "effective_rank": "teacher: effective rank",
     "regression_error": "students: regression error",
 }
-WIDTH = 5.0  # inches, of grids: a notebook with five of them must fit in 2 MB
+SCALE = {"threshold": 1.0, "2 x threshold": 2.0}  # of ``Scored.heat``, in thresholds
+
+
+def data_flow() -> Figure:
+    """The system as a diagram: what is trained, and how each method turns an image into a score map."""
+    places = {
+        "image": (0, 1),
+        "frozen backbone": (1.4, 0.5),
+        "teacher": (1.4, 1.5),
+        "students": (2.8, 1.5),
+        "nearest good vectors": (3.0, 0),
+        "feature student": (3.0, 0.75),
+        "calibrated score": (4.6, 0.75),
+        "threshold": (5.9, 0.75),
+    }
+    arrows = [
+        ("image", "frozen backbone"),
+        ("image", "teacher"),
+        ("teacher", "students"),
+        ("frozen backbone", "nearest good vectors"),
+        ("frozen backbone", "feature student"),
+        ("students", "calibrated score"),
+        ("nearest good vectors", "calibrated score"),
+        ("feature student", "calibrated score"),
+        ("calibrated score", "threshold"),
+    ]
+    return plots.flow_diagram(places, arrows, trained=("teacher", "students", "feature student"))
 
 
 def outlined(item: Scored) -> np.ndarray:
@@ -48,7 +72,7 @@ def samples_grid(datasets: dict[str, DefectDataset], kinds: Sequence[str]) -> Fi
         row_kinds = [kind if kind in first else next(others, "") for kind in kinds]
         rows.append([_outlined_sample(dataset[first[kind]]) if kind else blank for kind in row_kinds])
         titles += row_kinds
-    figure = plots.image_grid(rows, kinds, list(datasets), WIDTH)
+    figure = plots.image_grid(rows, kinds, list(datasets))
     for axis, title, kind in zip(figure.axes, titles, [*kinds] * len(rows), strict=True):
         if title != kind:
             axis.set_title(title)
@@ -95,7 +119,9 @@ def descriptors_grid(trained: Trained, images: dict[str, DefectDataset], kind: s
         colors = descriptor_colors(trained.model, category, item.image, trained.config)
         threshold = trained.extras["thresholds"][category]["value"]
         rows.append([outlined(item), *colors.values(), item.heat(threshold)])
-    return _with_scale(plots.image_grid(rows, ("image", "teacher", "students' mean", "score"), list(images), WIDTH))
+    figure = plots.image_grid(rows, ("image", "teacher", "students' mean", "score"), list(images))
+    plots.add_scale(figure, SCALE)
+    return figure
 
 
 def heatmap_grid(items: Sequence[Scored], thresholds: Sequence[float]) -> Figure:
@@ -105,15 +131,8 @@ def heatmap_grid(items: Sequence[Scored], thresholds: Sequence[float]) -> Figure
         heat = [plots.heat(item.maps[name].numpy(), 0, 10) for name in signals]
         rows.append([_square(picture) for picture in (outlined(item), *heat, item.heat(threshold))])
         names.append(f"{item.defect}\n{item.score():.1f} / {threshold:.1f}")
-    return _with_scale(plots.image_grid(rows, ("image", *signals, HEADLINE), names, WIDTH))
-
-
-def _with_scale(figure: Figure) -> Figure:
-    """The figure with the colour bar of its heat maps (``Scored.heat``): from the threshold to twice its value."""
-    shades = plt.get_cmap(plots.SCORE_MAP)(np.linspace(1 / 3, 1, 256))
-    scale = ScalarMappable(Normalize(1, 2), ListedColormap(shades))
-    bar = figure.colorbar(scale, ax=figure.axes, location="bottom", ticks=(1, 2), aspect=50, shrink=0.6, pad=0.02)
-    bar.ax.set_xticklabels(("threshold", "2 x threshold"))
+    figure = plots.image_grid(rows, ("image", *signals, HEADLINE), names)
+    plots.add_scale(figure, SCALE)
     return figure
 
 
@@ -181,7 +200,9 @@ def failures(items: Sequence[Scored], threshold: float, count: int = 4) -> Figur
     worst = [*normal, *missed]
     rows = [[_square(outlined(item)) for item in worst], [_square(item.heat(threshold)) for item in worst]]
     titles = [f"{item.defect.replace(NORMAL, 'normal')}\n{item.score():.1f}" for item in worst]
-    return _with_scale(plots.image_grid(rows, titles, ("image", "score"), plots.WIDTH * 0.8))
+    figure = plots.image_grid(rows, titles, ("image", "score"))
+    plots.add_scale(figure, SCALE)
+    return figure
 
 
 def typical(items: Sequence[Scored], count: int) -> list[Scored]:

@@ -28,7 +28,6 @@ from src.road.data import (
 from src.road.evaluation import headline, score_names
 from src.road.prediction import (
     ALARM,
-    RAREST,
     Prediction,
     predict_samples,
     prediction_maps,
@@ -212,7 +211,8 @@ def score_grid(
     figure = plots.image_grid(rows, ("input", *titles, f"{titles[-1]}: found"))
     for axis, note in zip(figure.axes[len(names) + 1 :: len(names) + 2], notes, strict=True):
         _note(axis, note)
-    plots.add_scale(figure, ALARM, RAREST, RARITY_TICKS, "share of normal validation pixels that score as high")
+    plots.add_scale(figure, RARITY_TICKS, "share of normal validation pixels that score as high")
+    plots.add_outcomes(figure)
     return figure
 
 
@@ -228,14 +228,14 @@ def detection(prediction: Prediction, called: np.ndarray, dataset: RoadDataset) 
     """What a threshold finds in one image, ``called`` bool (H,W): picture, and its precision and recall in words."""
     truth, ignored = prediction.mask == dataset.anomaly, prediction.mask == IGNORE
     hits, calls = np.count_nonzero(called & truth), np.count_nonzero(called & ~ignored)
-    note = f"precision {hits / max(calls, 1):.2f}, recall {hits / max(np.count_nonzero(truth), 1):.2f}"
+    note = f"precision {hits / max(calls, 1):.2f}\nrecall {hits / max(np.count_nonzero(truth), 1):.2f}"
     return plots.outcomes(prediction.image, called, truth, ignored), note
 
 
 def _note(axis, text: str) -> None:
     """White on black in the upper left corner of a picture."""
     box = {"facecolor": "black", "alpha": 0.6, "pad": 1.5, "linewidth": 0}
-    axis.text(0.02, 0.97, text, transform=axis.transAxes, va="top", color="white", fontsize=8, bbox=box)
+    axis.text(0.02, 0.97, text, transform=axis.transAxes, va="top", color="white", fontsize=7, bbox=box)
 
 
 def pasted_examples(dataset: RoadDataset, config: Config, indices: Sequence[int]) -> Figure:

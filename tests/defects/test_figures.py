@@ -49,7 +49,7 @@ def picture(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         assert image.format == "PNG"
         levels = np.array(image.convert("L"))
-    assert 350 < levels.shape[1] < 1400 and 100 < levels.shape[0] < 1700
+    assert 350 < levels.shape[1] < 1400 and 100 < levels.shape[0] < 2200
     assert levels.std() > 8 and path.stat().st_size < 500_000
     return levels
 

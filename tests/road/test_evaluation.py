@@ -440,7 +440,7 @@ def test_detections_count_what_the_threshold_calls(case):
     called, truth = np.zeros(item.mask.shape, bool), item.mask == ANOMALY
     called.ravel()[np.r_[np.flatnonzero(truth)[:3], np.flatnonzero(~truth)[:1]]] = True
     picture, note = figures.detection(item, called, case.dataset)
-    assert note == f"precision 0.75, recall {3 / truth.sum():.2f}"
+    assert note == f"precision 0.75\nrecall {3 / truth.sum():.2f}"
     colours = {name: (picture == colour).all(-1).sum() for name, colour in plots.OUTCOMES.items()}
     assert colours == {"found": 3, "missed": truth.sum() - 3, "false alarm": 1}
     item.mask[called & ~truth] = data.IGNORE
