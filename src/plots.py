@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 from scipy import ndimage
+from scipy.spatial import KDTree
 
 from src import files, settings
 
@@ -71,13 +72,18 @@ def _png(figure: Figure) -> bytes:
     drawn, reduced = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png")
     plt.close(figure)
-    kept = [(255, 255, 255), *OUTCOMES.values(), OUTLINE, *(np.array(to_rgb(color)) * 255 for color in COLORS)]
-    kept += list(plt.get_cmap(SCORE_MAP)(np.linspace(0, 1, 24))[:, :3] * 255)
+    meant = [(255, 255, 255), *OUTCOMES.values(), OUTLINE, *(np.array(to_rgb(color)) * 255 for color in COLORS)]
+    meant = np.uint8(np.round([*meant, *plt.get_cmap(SCORE_MAP)(np.linspace(0, 1, 24))[:, :3] * 255]))
     with Image.open(drawn) as opened:
-        picture, palette = opened.convert("RGB"), Image.new("P", (1, 1))
-    common = picture.quantize(256 - len(kept)).getpalette()
-    palette.putpalette([*common, *np.uint8(np.round(kept)).ravel().tolist()])
-    picture.quantize(palette=palette, dither=Image.Dither.NONE).save(reduced, format="PNG", optimize=True)
+        picture = opened.convert("RGB")
+    common = np.uint8(picture.quantize(256 - len(meant)).getpalette()).reshape(-1, 3)
+    palette = np.concatenate([meant, common])
+    # Pillow's own look-up in a palette takes a near colour for the nearest.
+    packed, index = np.unique(np.asarray(picture) @ (1 << 16, 1 << 8, 1), return_inverse=True)
+    nearest = KDTree(palette).query(np.stack([packed >> 16, packed >> 8 & 255, packed & 255], 1))[1]
+    image = Image.fromarray(np.uint8(nearest)[index].reshape(picture.height, picture.width), "P")
+    image.putpalette(palette.ravel().tolist())
+    image.save(reduced, format="PNG", optimize=True)
     return reduced.getvalue()
 
 

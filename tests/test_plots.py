@@ -47,11 +47,14 @@ def test_save_writes_a_png_and_closes_the_figure(tmp_path, monkeypatch):
 def test_colours_that_mean_something_survive_the_reduction(tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "FIGURES_DIR", tmp_path)
     photo = np.random.default_rng(0).integers(0, 256, (90, 160, 3), np.uint8)
+    photo[:, 80:] |= 252  # a pale half, close to white
     meant = [(255, 255, 255), plots.OUTLINE, *plots.OUTCOMES.values()]
     for index, color in enumerate(meant):
         photo[5:10, 30 * index : 30 * index + 5] = color
     with Image.open(plots.save(plots.image_grid([[photo]]), "photo")) as picture:
-        drawn = set(map(tuple, np.array(picture.convert("RGB")).reshape(-1, 3).tolist()))
+        pixels = np.array(picture.convert("RGB"))
+    drawn = set(map(tuple, pixels.reshape(-1, 3).tolist()))
+    assert (pixels[:5] == 255).all()  # the margin
     assert set(meant) <= drawn and len(drawn) <= 256
 
 
