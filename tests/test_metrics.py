@@ -19,6 +19,7 @@ from src.metrics import (
     pixel_ranking,
     ranking,
 )
+from tests import check_metrics
 
 NAMES = ("aupr", "auroc", "fpr95", "f1_max")
 
@@ -86,6 +87,15 @@ def coarse_bins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight bins a doubling of the score."""
     monkeypatch.setattr(pixel_ranking, "BITS", 12)
     monkeypatch.setattr(pixel_ranking, "_BINS", 8)
+
+
+def test_a_stored_score_map_has_the_values_that_scikit_learn_gave(capsys, monkeypatch, tmp_path):
+    assert check_metrics.main() == 0
+    assert capsys.readouterr().out.count("scikit-learn") == 3
+    with np.load(check_metrics.STORED) as content:
+        np.savez(tmp_path / "other.npz", **{**content, "score": -content["score"]})
+    monkeypatch.setattr(check_metrics.differences, "__defaults__", (tmp_path / "other.npz",))
+    assert check_metrics.main() == 1
 
 
 @pytest.mark.parametrize("rank", [ranking, lambda *pixels: streamed(*map(np.asarray, pixels)).compute()])
