@@ -234,27 +234,8 @@ class Cityscapes(RoadDataset):
             "bicycle": (119, 11, 32),
         }
     )
-    OFFICIAL_IDS = (
-        7,
-        8,
-        11,
-        12,
-        13,
-        17,
-        19,
-        20,
-        21,
-        22,
-        23,
-        24,
-        25,
-        26,
-        27,
-        28,
-        31,
-        32,
-        33,
-    )  # of the classes, in order
+    # of the classes, in order
+    OFFICIAL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
     REMAPS: ClassVar[dict[str, dict[int, int]]] = {  # by the ending of the files
         "_gtFine_labelTrainIds": {**{label: label for label in range(19)}, IGNORE: IGNORE},
         "_gtFine_labelIds": dict.fromkeys(range(256), IGNORE) | {label: i for i, label in enumerate(OFFICIAL_IDS)},

@@ -49,6 +49,7 @@ from src.road.transforms import Augment
 CORRECT, WRONG, UNLABELLED = (235, 235, 235), (213, 94, 0), (255, 255, 255)
 SHOWN_SCORES = ("max_logit", "sml", "outlier", "combined")
 RARITY_TICKS = {f"{100 * share:g} %": -math.log(share) for share in (0.05, 0.01, 0.001, 0.0001)}
+LEGEND_COLUMNS = 7
 
 
 def data_flow() -> Figure:
@@ -123,20 +124,14 @@ def failures(predictions: Sequence[Prediction], dataset: RoadDataset, count: int
 
 
 # ------------------------------------------------------------------------------------------ label maps
-def legend_handles(dataset: RoadDataset) -> list[Patch]:
-    """One labelled patch of colour for each class, the anomaly last."""
+def add_legend(figure: Figure, dataset: RoadDataset) -> Figure:
+    """The figure, made higher by a legend below its label maps: number, name and colour of every class."""
     colors = {f"{label} {entry.name}": entry.color for label, entry in enumerate(dataset.classes)}
     if dataset.anomaly is not None:
         colors[f"{dataset.anomaly} anomaly"] = ANOMALY_COLOR
-    return [Patch(facecolor=np.array(color) / 255, edgecolor="grey", label=name) for name, color in colors.items()]
-
-
-def show_legend(dataset: RoadDataset) -> Figure:
-    """Every class of a data set with its number and colour."""
-    handles = legend_handles(dataset)
-    figure, axis = plt.subplots(figsize=(plots.WIDTH, 0.3 * -(-len(handles) // 5)))
-    axis.axis("off")  # a notebook shows no figure without axes
-    figure.legend(handles=handles, ncols=5, loc="center", frameon=False)
+    handles = [Patch(facecolor=np.array(color) / 255, edgecolor="grey", label=name) for name, color in colors.items()]
+    figure.set_figheight(figure.get_figheight() + 0.22 * -(-len(handles) // LEGEND_COLUMNS))
+    figure.legend(handles=handles, ncols=LEGEND_COLUMNS, loc="outside lower center", fontsize=7.5, frameon=False)
     return figure
 
 
@@ -148,7 +143,7 @@ def plot_samples(dataset: RoadDataset, indices: Sequence[int]) -> Figure:
         image = sample["image"].permute(1, 2, 0).numpy()
         colors = mask_to_rgb(sample["mask"][0], dataset)
         rows.append([image, colors, plots.overlay(image, colors)])
-    return plots.image_grid(rows, ("image", "labels", "overlay"))
+    return add_legend(plots.image_grid(rows, ("image", "labels", "overlay")), dataset)
 
 
 def error_map(prediction: Prediction) -> np.ndarray:
@@ -178,7 +173,7 @@ def six_panels(prediction: Prediction, dataset: RoadDataset) -> Figure:
         axis.imshow(panel)
         axis.set_title(title)
         axis.axis("off")
-    return figure
+    return add_legend(figure, dataset)
 
 
 def comparison_grid(predictions: Sequence[Prediction], dataset: RoadDataset) -> Figure:
@@ -187,7 +182,7 @@ def comparison_grid(predictions: Sequence[Prediction], dataset: RoadDataset) -> 
     for prediction in predictions:
         truth, classes = (mask_to_rgb(labels, dataset) for labels in (prediction.mask, prediction.classes))
         rows.append([prediction.image, truth, classes, error_map(prediction)])
-    return plots.image_grid(rows, ("input", "truth", "prediction", "error"))
+    return add_legend(plots.image_grid(rows, ("input", "truth", "prediction", "error")), dataset)
 
 
 # ---------------------------------------------------------------------------------------------- scores

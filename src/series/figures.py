@@ -223,7 +223,7 @@ def reliability(bins: dict[str, dict[str, list]]) -> Figure:
         left.plot(of_bins["confidence"], of_bins["accuracy"], marker="o", label=name)
         right.plot(of_bins["confidence"], of_bins["count"], marker="o", label=name)
     left.set(xlabel="largest probability", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-    right.set(xlabel="largest probability", ylabel="plots", xlim=(0, 1))
+    right.set(xlabel="largest probability", ylabel="plots", xlim=(0, 1), yscale="log")
     left.legend()
     return figure
 

@@ -318,9 +318,9 @@ def test_colours_differ(kind):
 
 def test_legend_and_samples_show_every_class_and_sample(mini_root):
     dataset = data.StreetHazards(mini_root, "test")
-    texts = [text.get_text() for text in figures.show_legend(dataset).legends[0].get_texts()]
-    assert texts == [f"{i} {entry.name}" for i, entry in enumerate(dataset.classes)] + ["13 anomaly"]
     figure = figures.plot_samples(dataset, [0, 5])
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == [f"{i} {entry.name}" for i, entry in enumerate(dataset.classes)] + ["13 anomaly"]
     shown = [axis.images[0].get_array() for axis in figure.axes]
     assert len(shown) == 6 and np.array_equal(shown[3], dataset[5]["image"].permute(1, 2, 0))
     assert np.array_equal(shown[4], data.mask_to_rgb(dataset[5]["mask"][0], dataset))
