@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,6 +34,7 @@ EXAMPLES = """examples:
   python -m src road evaluate --dataset road_anomaly --root DIR --weights assets/weights/road/cityscapes.pth
   python -m src road evaluate --dataset smiyc --root DIR --weights assets/weights/road/cityscapes.pth
   python -m src road predict street.jpg --weights assets/weights/road/cityscapes.pth --out build/street
+  python -m src defects predict photographs --profile real --out build/parts      every image of a folder
   python -m src road train --profile real --root DIR --weights mobilenet_v2_imagenet.pth
   python -m src road train --profile real --dataset camvid_cyclists --root DIR      CamVid, no cyclist ever seen
   python -m src road train --profile real --dataset cityscapes --root DIR --weights assets/weights/road/cityscapes.pth
@@ -65,7 +66,12 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("system", choices=SYSTEMS)
     options.add_argument("action", choices=ACTIONS)
-    options.add_argument("items", nargs="*", metavar="key=value | FILE", help="settings; for predict also files")
+    options.add_argument(
+        "items",
+        nargs="*",
+        metavar="key=value | FILE | DIR",
+        help="settings; for predict also files, and folders of them",
+    )
     options.add_argument("--profile", choices=settings.PROFILES, default=settings.PROFILE)
     options.add_argument("--dataset", help="default: the profile's own")
     options.add_argument("--root", type=Path, metavar="DIR", help="where the data set lies (default: under DATA_DIR)")
@@ -152,8 +158,10 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
             raise settings.InputError("--threshold is for predict and report of defects: leave it out")
         if not math.isfinite(arguments.threshold):
             raise settings.InputError(f"--threshold {arguments.threshold}: give a number")
-    if arguments.action == "predict" and not arguments.files:
-        raise settings.InputError("predict needs files: python -m src SYSTEM predict FILE ...")
+    if arguments.action == "predict":
+        arguments.files = list(input_files(package, arguments.files))
+        if not arguments.files:
+            raise settings.InputError("predict needs files: python -m src SYSTEM predict FILE ...")
     if arguments.column and (arguments.system != "series" or arguments.action not in ("predict", "evaluate")):
         raise settings.InputError("--column chooses a series of CSV files: only series predict and evaluate read them")
     ACTIONS_OF[arguments.action](package, config, arguments, argv)
@@ -174,10 +182,21 @@ def requested_config(package: ModuleType, arguments: argparse.Namespace) -> Syst
     return config
 
 
+def input_files(package: ModuleType, paths: Sequence[Path]) -> Iterator[Path]:
+    """The files to predict: a folder stands for those in it that the system reads, in order; InputError for none."""
+    from src.images import list_images
+
+    for path in paths:
+        inside = getattr(package, "list_inputs", list_images)(path) if path.is_dir() else [path]
+        if not inside:
+            raise settings.InputError(f"{path} holds no images (series: nor CSV files): name them or their folder")
+        yield from inside
+
+
 def check_paths(arguments: argparse.Namespace) -> None:
     """InputError for files and folders that are not there, and for outputs that cannot be written."""
     for file in [*arguments.files, *([arguments.weights] if arguments.weights else [])]:
-        if not file.is_file():
+        if not (file.is_file() or file.is_dir() and file in arguments.files):
             raise settings.InputError(f"{file} is not a file: check the path")
     if arguments.root and arguments.action != "data" and not arguments.root.exists():
         raise settings.InputError(f"{arguments.root} does not exist: name the data set's folder with --root DIR")

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 from scipy import ndimage
-from scipy.spatial import KDTree
 
 from src import files, settings
 
@@ -80,6 +79,8 @@ def _png(figure: Figure) -> bytes:
     palette = np.concatenate([meant, common])
     # Pillow's own look-up in a palette takes a near colour for the nearest.
     packed, index = np.unique(np.asarray(picture) @ (1 << 16, 1 << 8, 1), return_inverse=True)
+    from scipy.spatial import KDTree
+
     nearest = KDTree(palette).query(np.stack([packed >> 16, packed >> 8 & 255, packed & 255], 1))[1]
     image = Image.fromarray(np.uint8(nearest)[index].reshape(picture.height, picture.width), "P")
     image.putpalette(palette.ravel().tolist())

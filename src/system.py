@@ -20,12 +20,15 @@ config)``). It states what differs:
     The files behind that split, and what a record says of the data beside their fingerprint.
 ``predict(trained, files, out)``
     A row for each file, with what the model says of it; pictures below ``out``.
+``list_inputs(folder)``
+    The files of a folder that ``predict`` reads, in order, where these are not images alone.
 ``draw(trained, root, dataset)``
     Name -> figure, of a trained model on one data set.
 ``write_mini(root)``, ``distribution(config, root)``
     Write the synthetic data set in the real one's layout; tell what each split of a data set holds.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -188,9 +191,9 @@ def predict(
     system: ModuleType, trained: Trained, files: Sequence[Path], out: Path, **options: str
 ) -> list[dict[str, Any]]:
     """A row for each file; pictures are written below ``out`` under the files' own names, which must differ."""
-    stems = [file.stem for file in files]
+    counts = Counter(file.stem for file in files)
     for file in files:
-        if stems.count(file.stem) > 1:
+        if counts[file.stem] > 1:
             raise settings.InputError(
                 f"{file}: two of the files have this name, and so would their pictures: rename one"
             )

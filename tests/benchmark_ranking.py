@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from src.metrics import PixelRanking, ranking
+from src.metrics import PixelRanking, SortedScores
 from tests.test_metrics import reference
 
 IMAGE = 1280 * 720  # pixels of an image, the natural size of an update
@@ -118,7 +118,7 @@ def speed(_: argparse.Namespace) -> dict[str, Any]:
     """50 million pixels at the top level, fewer below `sizes`; and the exact ranking of one image."""
     torch.set_num_threads(1)
     scores, labels = draw("normal", IMAGE, IMAGE // 100)
-    _, single = timed(lambda: ranking(scores, labels), 20)
+    _, single = timed(lambda: SortedScores(scores, labels).ranking(), 20)
     sizes = {f"{pixels:.0e}": faster(pixels, repetitions) for pixels, repetitions in ((10**6, 5), (10**7, 1))}
     return {
         "protocol": "normal float32 scores, 1 % positives: update by image + compute, against average_precision_score "

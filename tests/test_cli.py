@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from src import __main__, checkpoints, road, settings, system
+from src import __main__, checkpoints, road, series, sets, settings, system
 from src.__main__ import main
 from src.road import data
 from src.synthetic import street_scenes
@@ -154,6 +154,50 @@ def test_predict_writes_overlay_and_score_map(mini_root, tiny_weights, tmp_path,
             picture = Image.open(tmp_path / "pictures" / f"{file.stem}_{name}.png")
             assert row[name] == picture.filename and picture.size == (160, 90) and np.ptp(np.array(picture)) > 0
         assert 0 < row["mean_confidence"] <= 1 and 0 <= row["share_above_threshold"] <= 1
+
+
+def test_a_folder_is_predicted_as_its_images_one_by_one(mini_root, tiny_weights, tmp_path, capsys):
+    folder = tmp_path / "streets"
+    folder.mkdir()
+    for number, (image, _) in enumerate(data.StreetHazards(mini_root, "test").pairs):
+        with Image.open(image) as picture:
+            size = (160, 90) if number != 2 else (120, 90)  # one between the others is of another size
+            picture.resize(size).save(folder / f"{number}.png")
+    (folder / "notes.txt").write_text("where they were taken")
+    weights = ("--weights", tiny_weights, "--out")
+    assert run("predict", folder, *weights, tmp_path / "together") == 0
+    output = capsys.readouterr()
+    rows = json.loads(output.out)
+    assert [row["image"] for row in rows] == [str(folder / f"{number}.png") for number in range(6)]
+    assert "left out 1 file" in output.err and "predicting" not in output.err  # the bar is for terminals
+    for row in rows:
+        assert run("predict", row["image"], *weights, tmp_path / "alone") == 0
+        (alone,) = json.loads(capsys.readouterr().out)
+        for name in ("overlay", "max_logit"):
+            pictures = [np.array(Image.open(path), dtype=int) for path in (row.pop(name), alone.pop(name))]
+            assert np.abs(np.subtract(*pictures)).mean() < 0.1
+        assert row.pop("image") == alone.pop("image") and row == pytest.approx(alone, abs=2e-4)
+
+
+def test_a_folder_stands_for_the_files_that_a_system_reads(tmp_path):
+    for name in ("b.jpg", "a.PNG", "a.csv", "c.csv", ".hidden.png", "notes.txt", "below/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    before = tmp_path / "below/d.png"
+
+    def names(system) -> list[str]:
+        return [path.name for path in __main__.input_files(system, [before, tmp_path])]
+
+    assert names(road) == names(sets) == ["d.png", "a.PNG", "b.jpg"]
+    assert names(series) == ["d.png", "a.PNG", "b.jpg", "c.csv"]  # a.csv holds what a.PNG shows
+
+
+def test_an_empty_folder_is_named(tmp_path, tiny_weights, capsys):
+    (tmp_path / "empty").mkdir()
+    assert f"{tmp_path / 'empty'} holds no images" in failure(
+        capsys, "predict", tmp_path / "empty", "--weights", tiny_weights
+    )
+    assert "is not a file" in failure(capsys, "predict", tmp_path / "empty", "--weights", tmp_path)
 
 
 def test_predict_refuses_files_whose_pictures_would_overwrite_each_other(tiny_weights, mini_root, tmp_path, capsys):

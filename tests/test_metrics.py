@@ -14,14 +14,18 @@ from src.metrics import (
     ImageHistograms,
     PixelRanking,
     RegionOverlap,
+    SortedScores,
     bootstrap,
     mean_interval,
     pixel_ranking,
-    ranking,
 )
 from tests import check_metrics
 
 NAMES = ("aupr", "auroc", "fpr95", "f1_max")
+
+
+def ranking(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, Bounded]:
+    return SortedScores(scores, labels).ranking()
 
 
 def draw(kind: str, pixels: int = 4000, positives: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -238,6 +242,21 @@ def test_scores_that_are_not_finite_are_named(value):
     with pytest.raises(ValueError, match=r"update 2: scores\[1, 2\] is -?(nan|inf)"):
         stream.update(scores, torch.zeros(2, 3, dtype=torch.bool))
     assert stream.negatives == 6
+
+
+@pytest.mark.parametrize("kind", ["normal", "tied", "signed zeros", "huge", "subnormal"])
+def test_a_sorted_image_adds_what_its_pixels_do(kind):
+    by_pixel, by_image = PixelRanking(), PixelRanking()
+    for seed, positives in enumerate((400, 0, 4000)):
+        scores, labels = map(torch.from_numpy, draw(kind, 4000, positives, seed))
+        image = SortedScores(scores, labels)
+        by_pixel.update(scores, labels)
+        by_image.add(image)
+        threshold = scores[7].item()
+        called = scores >= threshold
+        assert image.reaching(threshold) == [int((called & ~labels).sum()), int((called & labels).sum())]
+    assert by_image.compute() == by_pixel.compute() and by_image.base_rate == by_pixel.base_rate
+    assert all(np.array_equal(curve, by_pixel.curves()[name]) for name, curve in by_image.curves().items())
 
 
 def test_wrong_input_is_refused():
@@ -509,7 +528,7 @@ def test_confusion_matrix_is_one_over_the_split():
     whole.update(prediction, target)
     for shard, part in ((first, slice(0, 2)), (second, slice(2, 6))):
         shard.update(prediction[part], target[part])
-    first.merge(second)
+    first.matrix += second.matrix
     first.all_reduce()  # a single process: nothing changes
     pairs = [[((target == t) & (prediction == p)).sum().item() for p in range(5)] for t in range(4)]
     assert first.matrix.tolist() == whole.matrix.tolist() == pairs + [[0] * 5]
@@ -553,7 +572,7 @@ def test_bootstrap_of_miou_equals_brute_force():
 def test_bootstrap_of_a_mean_has_the_standard_error():
     values = np.random.default_rng(0).standard_normal(400)
     per_image = np.stack([values, np.ones(400)], axis=1)
-    low, high = bootstrap(per_image, lambda total: total[0] / total[1], resamples=4000)
+    low, high = bootstrap(per_image, lambda totals: totals[:, 0] / totals[:, 1], resamples=4000)
     half = 1.96 * values.std() / 20
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
 
@@ -564,15 +583,30 @@ def test_bootstrap_leaves_out_resamples_without_a_value(held, defined):
     has_value = np.arange(40) < held
     per_image = np.stack([np.random.default_rng(0).standard_normal(40) * has_value, has_value], axis=1)
 
-    def mean(total: np.ndarray) -> float:
-        return total[0] / total[1] if total[1] else float("nan")
+    def mean(totals: np.ndarray) -> np.ndarray:
+        sums, counts = totals.T
+        return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
 
-    values = resampled_values(list(per_image), lambda copies: mean(sum(copies)), resamples=400)
+    values = resampled_values(list(per_image), lambda copies: mean(sum(copies)[None])[0], resamples=400)
     missing = np.isnan(values).mean()
     assert missing > 0 and (missing <= 0.05) == defined
     interval = bootstrap(per_image, mean, resamples=400, seed=3)
     expected = np.nanquantile(values, [0.025, 0.975]) if defined else [np.nan, np.nan]
     assert interval == pytest.approx(tuple(expected), nan_ok=True)
+
+
+@pytest.mark.parametrize("kind", ["normal", "tied", "all equal"])
+def test_metrics_from_counts_are_those_of_each_resample(kind):
+    drawn = [draw(kind, 500, positives, seed=positives) for positives in (0, 30, 120)]
+    distinct = np.unique(np.concatenate([scores for scores, _ in drawn]))
+    counts = np.zeros((3, len(distinct), 2))
+    for rows, (scores, labels) in zip(counts, drawn, strict=True):
+        np.add.at(rows, (np.searchsorted(distinct, scores), labels.astype(int)), 1)
+    for name in ("aupr", "auroc"):
+        values = metrics.metric_from_counts(name, counts)
+        assert values.shape == (3,) and np.isnan(values[0])
+        for value, pixels in list(zip(values, drawn, strict=True))[1:]:
+            assert value == pytest.approx(reference(*pixels)[name], abs=1e-12)
 
 
 def test_bootstrap_without_any_value_is_nan():
@@ -583,7 +617,7 @@ def test_histograms_give_the_aupr_of_any_resample():
     images = [draw("normal", 3000, positives, seed=positives) for positives in (0, 60, 300, 500)]
     histograms = ImageHistograms()
     for scores, labels in images:
-        histograms.update(torch.from_numpy(scores), torch.from_numpy(labels))
+        histograms.add(SortedScores(torch.from_numpy(scores), torch.from_numpy(labels)))
     counts = histograms.counts()
     assert counts.sum(axis=1).tolist() == [[3000 - labels.sum(), labels.sum()] for _, labels in images]
     statistic = partial(metrics.metric_from_counts, "aupr")
@@ -614,26 +648,20 @@ def test_the_interval_of_equal_values_has_no_width():
 # Two processes
 
 
-def reduce_shard(rank: int, folder: str) -> tuple[PixelRanking, RegionOverlap, ConfusionMatrix]:
-    """Join a group of two with every second pixel and image."""
+def reduce_shard(rank: int, folder: str) -> ConfusionMatrix:
+    """Join a group of two with three pixels of its own."""
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-    scores, labels = draw("normal")
-    stream, overlap = streamed(scores[rank::2], labels[rank::2], 500), covered(draw_images("normal")[rank::2])
     confusion = ConfusionMatrix(2)
     confusion.update(torch.full((3,), rank), torch.zeros(3, dtype=torch.int64))
-    for metric in (stream, overlap, confusion):
-        metric.all_reduce()
+    confusion.all_reduce()
     torch.distributed.destroy_process_group()
-    return stream, overlap, confusion
+    return confusion
 
 
 def test_all_reduce_pools_two_ranks(tmp_path):
     other = torch.multiprocessing.get_context("spawn").Process(target=reduce_shard, args=(1, str(tmp_path)))
     other.start()
-    stream, overlap, confusion = reduce_shard(0, str(tmp_path))
+    confusion = reduce_shard(0, str(tmp_path))
     other.join()
     assert other.exitcode == 0
     assert confusion.matrix.tolist() == [[3, 3], [0, 0]]
-    assert (stream.negatives, stream.positives) == (3600, 400)
-    assert stream.compute() == streamed(*draw("normal")).compute()
-    assert overlap.compute() == pytest.approx(covered(draw_images("normal")).compute(), abs=1e-12)

@@ -4,12 +4,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
-from sklearn.metrics import precision_recall_curve, precision_recall_fscore_support, roc_auc_score
 from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
@@ -28,6 +28,7 @@ from src.defects.scores import HEADLINE, score_maps
 from src.metrics import PixelRanking, RegionOverlap, bootstrap, mean_interval, metric_from_counts
 from src.system import Trained
 
+BATCH = 4  # images at a time, at most: descriptors of every pixel take memory
 QUANTILE = 0.95  # without anomalies to choose by, a threshold lets this share of normal validation images pass
 FEWEST = 2  # anomalous images that a threshold can be chosen by, or a ranking measured on
 MAX_FPR = 0.3
@@ -82,14 +83,16 @@ class Scored:
 
 
 def scored(trained: Trained, category: str, dataset: DefectDataset) -> Iterator[Scored]:
-    """Every image of a data set with its score maps, in order."""
+    """Every image of a data set with its score maps, in order; neighbours of one size are computed together."""
     model = trained.model.to(settings.DEVICE, memory_format=torch.channels_last).eval()
-    for index in tqdm(range(len(dataset)), f"scoring {category}", leave=False, disable=None):
-        sample = dataset[index]
-        image = sample["image"].as_subclass(torch.Tensor)
-        mask = None if sample["mask"] is None else sample["mask"].as_subclass(torch.Tensor)[0]
-        maps = score_maps(model, category, image, trained.calibration[category], trained.config)
-        yield Scored(sample["name"], sample["defect"], image, mask, maps)
+    bar = tqdm(range(len(dataset)), f"scoring {category}", leave=False, disable=len(dataset) < 2 or None)
+    for _, of_size in groupby((dataset[index] for index in bar), lambda sample: sample["image"].shape):
+        while batch := list(islice(of_size, BATCH)):
+            images = torch.stack([sample["image"].as_subclass(torch.Tensor) for sample in batch])
+            maps = score_maps(model, category, images, trained.calibration[category], trained.config)
+            for sample, image, of_image in zip(batch, images, maps, strict=True):
+                mask = None if sample["mask"] is None else sample["mask"].as_subclass(torch.Tensor)[0]
+                yield Scored(sample["name"], sample["defect"], image, mask, of_image)
 
 
 def categories_of(trained: Trained) -> tuple[str, ...]:
@@ -142,6 +145,8 @@ def choose_threshold(scores: Sequence[float], is_anomalous: Sequence[bool]) -> d
     ``few_alarms`` is that quantile in any case. Images with a score of at least the value are called anomalous. Raises
     ValueError without normal images.
     """
+    from sklearn.metrics import precision_recall_curve
+
     scores, truth = np.asarray(scores, dtype=float), np.asarray(is_anomalous, dtype=bool)
     if truth.all():
         raise ValueError("a threshold needs the scores of normal images")
@@ -201,6 +206,8 @@ class Meter:
 
     def compute(self, threshold: dict[str, Any]) -> dict[str, Any]:
         """A record's entries; NaN where the split lacks the images, or the masks, that a number is about."""
+        from sklearn.metrics import precision_recall_fscore_support
+
         truth, scores = self.truth(), np.array(self.images[HEADLINE])
         called = scores >= threshold["value"]
         precision, recall, f1, _ = precision_recall_fscore_support(truth, called, average="binary", zero_division=0)
@@ -234,10 +241,8 @@ class Meter:
         defects, scores = np.array(self.defects), np.array(self.images[HEADLINE])
         is_kind = defects == kind
         chosen = is_kind | ~self.truth()
-        regions = RegionOverlap()
-        regions.merge(self.normal)
-        if kind in self.by_defect:
-            regions.merge(self.by_defect[kind])
+        of_kind = [self.by_defect[kind]] if kind in self.by_defect else []
+        regions = RegionOverlap.merged((self.normal, *of_kind))
         return {
             "images": int(is_kind.sum()),
             "image_auroc": auroc(is_kind[chosen], scores[chosen]),
@@ -271,6 +276,8 @@ def is_measurable(truth: np.ndarray) -> bool:
 
 def auroc(truth: np.ndarray, scores: np.ndarray) -> float:
     """scikit-learn's; NaN where one of the classes is missing."""
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(truth, scores)) if truth.any() and not truth.all() else UNDEFINED
 
 

@@ -93,7 +93,7 @@ def descriptor_colors(
     and students differ in colour, the students' predictions are off.
     """
     size = next(iter(model.teachers))
-    students, pixels = model.students[category][size], pixels_of(image, config)
+    students, pixels = model.students[category][size], pixels_of(image[None], config)
     teacher = students.normalize(dense(model.teachers[size], pixels))
     mean = torch.stack([dense(net, pixels) for net in students.nets]).mean(0)
     descriptors = {"teacher": teacher, "students' mean": mean}

@@ -17,8 +17,8 @@ Maps of several patch sizes are averaged. An image's score is the maximum of its
 from collections import defaultdict
 
 import torch
+from scipy import ndimage
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as TF
 
 from src import settings, training
 from src.backbones import normalize
@@ -57,31 +57,39 @@ def raw_maps(teacher: PatchNet, students: Students, images: torch.Tensor, stride
 
 def smooth(score: torch.Tensor, sigma: float) -> torch.Tensor:
     """Gaussian filter of a map (h,w): a defect spans more than one position, noise does not."""
-    return TF.gaussian_blur(score[None], 2 * round(3 * sigma) + 1, sigma)[0]
+    return torch.from_numpy(ndimage.gaussian_filter(score.numpy(), sigma, mode="mirror", radius=round(3 * sigma)))
 
 
-def pixels_of(image: torch.Tensor, config: Config) -> torch.Tensor:
-    """The networks' input of an image uint8 (3,H,W): float32 (1,3,h,w), resized and normalised, on the device."""
-    return training.to_device(normalize(resize(image, config.image_size))[None])
+def pixels_of(images: torch.Tensor, config: Config) -> torch.Tensor:
+    """The networks' input of images uint8 (B,3,H,W): float32 (B,3,h,w), resized and normalised, on the device."""
+    return training.to_device(normalize(resize(images, config.image_size)))
 
 
 def signal_maps(
     model: Detector, category: str, pixels: torch.Tensor, config: Config, stride: int
 ) -> dict[str, torch.Tensor]:
-    """Patch size -> the method's signals and the contrast, float32 (S+1,h,w) on the CPU, of ``pixels_of`` an image."""
+    """Patch size -> the method's signals and the contrast, float32 (S+1,B,h,w) on the CPU, of ``pixels_of`` images."""
     if isinstance(model, FeatureDetector):
-        return {str(model.patch_size): model(pixels, category)[:, 0].cpu()}
+        return {str(model.patch_size): model(pixels, category).cpu()}
     students = {str(size): model.students[category][str(size)] for size in config.patch_sizes}
-    return {size: raw_maps(model.teachers[size], own, pixels, stride)[:, 0].cpu() for size, own in students.items()}
+    return {size: raw_maps(model.teachers[size], own, pixels, stride).cpu() for size, own in students.items()}
 
 
 def score_maps(
-    model: Detector, category: str, image: torch.Tensor, calibration: dict, config: Config
+    model: Detector, category: str, images: torch.Tensor, calibration: dict, config: Config
+) -> list[dict[str, torch.Tensor]]:
+    """Score name -> map float32 (h,w) on the CPU, of each image uint8 (B,3,H,W), at the size the model works at."""
+    pixels = pixels_of(images, config)
+    signals = signal_maps(model, category, pixels, config, getattr(model, "stride", config.stride))
+    of_images = ({size: maps[:, k] for size, maps in signals.items()} for k in range(len(images)))
+    return [_scores(model, maps, tuple(pixels.shape[-2:]), calibration, config) for maps in of_images]
+
+
+def _scores(
+    model: Detector, signals: dict[str, torch.Tensor], size: tuple[int, int], calibration: dict, config: Config
 ) -> dict[str, torch.Tensor]:
-    """Score name -> map float32 (h,w) on the CPU, of one image uint8 (3,H,W), at the size the model works at."""
-    pixels = pixels_of(image, config)
-    size, stride, of_sizes = tuple(pixels.shape[-2:]), getattr(model, "stride", config.stride), []
-    for name, maps in signal_maps(model, category, pixels, config, stride).items():
+    stride, of_sizes = getattr(model, "stride", config.stride), []
+    for name, maps in signals.items():
         mean, std = torch.tensor(calibration[name]["zscore"]).T[:, :, None, None]
         zscores = upsample((maps[:-1] - mean) / std, stride, size)
         calibrated = calibrated_map(maps, calibration[name], stride, int(name))
@@ -128,8 +136,9 @@ def calibrate(model: Detector, category: str, val: DefectDataset, config: Config
     model = model.to(settings.DEVICE, memory_format=torch.channels_last).eval()
     stride, of_sizes = getattr(model, "stride", min(config.stride, _STRIDE)), defaultdict(list)
     for sample in val.normal():
-        for name, maps in signal_maps(model, category, pixels_of(sample["image"], config), config, stride).items():
-            of_sizes[name].append(maps)
+        pixels = pixels_of(sample["image"][None], config)
+        for name, maps in signal_maps(model, category, pixels, config, stride).items():
+            of_sizes[name].append(maps[:, 0])
     return {
         name: _fit(of_size, [rings(maps.shape[1:], stride, int(name)) for maps in of_size])
         for name, of_size in of_sizes.items()

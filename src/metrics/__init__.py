@@ -5,7 +5,7 @@ numbers once, over the whole split; nothing is a mean of batch means.
 """
 
 from src.metrics.intervals import ImageHistograms, bootstrap, mean_interval
-from src.metrics.pixel_ranking import Bounded, PixelRanking, metric_from_counts, ranking
+from src.metrics.pixel_ranking import Bounded, PixelRanking, SortedScores, metric_from_counts
 from src.metrics.regions import RegionOverlap
 from src.metrics.segmentation import ConfusionMatrix, class_iou, mean_iou
 
@@ -15,10 +15,10 @@ __all__ = [
     "ImageHistograms",
     "PixelRanking",
     "RegionOverlap",
+    "SortedScores",
     "bootstrap",
     "class_iou",
     "mean_interval",
     "mean_iou",
     "metric_from_counts",
-    "ranking",
 ]

@@ -3,10 +3,8 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from src.metrics.pixel_ranking import checked, ordered_keys
+from src.metrics.pixel_ranking import BITS, SortedScores
 
 IMAGE_BITS = 16  # of a float32, the highest: what tells the bins of an image's histogram apart
 
@@ -17,16 +15,16 @@ def bootstrap(
     """Percentile bootstrap interval (low, high) of a statistic of sums over images (Efron, 1979).
 
     `per_image` (N, ...) holds a sufficient statistic per image: a confusion matrix (K, K), a pair (value, 1)
-    whose sums give a mean, or the `ImageHistograms` counts. `statistic` maps its float64 sum (...) over one
-    resample to a number, NaN where it has no value (AUPR of a resample without positives). Those resamples are
-    left out; if they are more than 5 %, the rest no longer speaks for the split: (NaN, NaN).
+    whose sums give a mean, or the `ImageHistograms` counts. `statistic` maps float64 sums (R, ...) over resamples to
+    numbers (R,), NaN where there is no value (AUPR of a resample without positives). Those resamples are left out; if
+    they are more than 5 %, the rest no longer speaks for the split: (NaN, NaN).
     """
     images, *shape = np.shape(per_image)
     rows = np.asarray(per_image, dtype=np.float64).reshape(images, -1)
     weights = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
-    step = max(1, (1 << 23) // rows.shape[1])  # resamples whose sums fit in 64 MB
+    step = max(1, (1 << 19) // rows.shape[1])  # resamples whose sums fit in 4 MB: a cache, and few of these arrays
     blocks = (weights[start : start + step] @ rows for start in range(0, resamples, step))
-    values = np.array([statistic(total.reshape(shape)) for block in blocks for total in block])
+    values = np.concatenate([statistic(block.reshape(-1, *shape)) for block in blocks])
     values = values[~np.isnan(values)]
     if len(values) < 0.95 * resamples:
         return float("nan"), float("nan")
@@ -37,27 +35,30 @@ def bootstrap(
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """The `bootstrap` interval of the mean of values (N,), one for each image."""
     pairs = np.stack([np.asarray(values, dtype=np.float64), np.ones(len(values))], 1)
-    return bootstrap(pairs, lambda total: total[0] / total[1])
+    return bootstrap(pairs, lambda totals: totals[:, 0] / totals[:, 1])
 
 
 class ImageHistograms:
     """Sparse score histograms by image, to bootstrap pooled AUPR; 2**(IMAGE_BITS - 9) bins a doubling of score."""
 
     def __init__(self) -> None:
-        self._images: list[tuple[np.ndarray, np.ndarray]] = []  # bins in use (n,), ascending, and counts (2, n)
+        # Of each image and class, negative and positive: ascending bins in use, and the number of pixels in them
+        self._images: list[list[tuple[np.ndarray, np.ndarray]]] = []
 
-    def update(self, scores: Tensor, is_anomaly: Tensor) -> None:
-        """Add one image, as `PixelRanking.update` would."""
-        scores, is_anomaly = checked(scores, is_anomaly, f"image {len(self._images)}")
-        bins = (ordered_keys(scores) >> (32 - IMAGE_BITS)) + (1 << IMAGE_BITS - 1)
-        counts = torch.bincount(bins + (is_anomaly << IMAGE_BITS), minlength=2 << IMAGE_BITS).reshape(2, -1)
-        used = counts.any(0).nonzero()[:, 0]
-        self._images.append((used.cpu().numpy(), counts[:, used].cpu().numpy()))
+    def add(self, image: SortedScores) -> None:
+        """Add one image."""
+        self._images.append([_coarse(*of_class) for of_class in image.bins])
 
     def counts(self) -> np.ndarray:
         """int64 (N, bins, 2): by image, by ascending bin of those used anywhere, (negatives, positives)."""
-        used = np.unique(np.concatenate([bins for bins, _ in self._images]))
+        used = np.unique(np.concatenate([bins for image in self._images for bins, _ in image]))
         dense = np.zeros((len(self._images), len(used), 2), dtype=np.int64)
-        for image, (bins, counts) in zip(dense, self._images, strict=True):
-            image[np.searchsorted(used, bins)] = counts.T
+        for rows, image in zip(dense, self._images, strict=True):
+            for label, (bins, counts) in enumerate(image):
+                rows[np.searchsorted(used, bins), label] = counts
         return dense
+
+
+def _coarse(bins: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    coarse, place = np.unique(bins >> BITS - IMAGE_BITS, return_inverse=True)
+    return coarse, np.bincount(place, counts)

@@ -10,13 +10,12 @@ Histograms are torch tensors on the device of the first scores. Only the CPU has
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from src.metrics.distributed import from_every_rank
 
 BITS = 24  # of a float32, the highest: what tells the bins of a ranking apart
 RECALL = 95  # per cent of the anomalous pixels detected where FPR95 is read
@@ -48,7 +47,7 @@ class Steps(NamedTuple):
     total_negatives: int
 
     @classmethod
-    def of(cls, negatives: np.ndarray, positives: np.ndarray) -> Steps:
+    def of(cls, negatives: np.ndarray, positives: np.ndarray) -> Self:
         """From the counts of every bin, (bins,), by ascending score."""
         upto = np.cumsum(negatives, dtype=np.int64)
         held = np.flatnonzero(positives)
@@ -90,22 +89,52 @@ def _metrics(steps: Steps, exact: bool = False) -> dict[str, Bounded]:
     return {name: Bounded.within(bounds[name][0], value, bounds[name][1]) for name, value in values.items()}
 
 
-def metric_from_counts(name: str, counts: np.ndarray) -> float:
-    """`aupr`, `auroc`, `fpr95` or `f1_max` of counts (bins, 2) by ascending score; a bin's pixels tie.
+def metric_from_counts(name: str, counts: np.ndarray) -> np.ndarray:
+    """`aupr` or `auroc` of counts (..., bins, 2) by ascending score, float64 (...); a bin's pixels tie.
 
-    Columns are (negatives, positives).
+    Columns are (negatives, positives). NaN without both.
     """
-    return _metrics(Steps.of(*counts.T), exact=True)[name].value
+    n, p = np.moveaxis(np.asarray(counts, dtype=np.float64)[..., ::-1, :], -1, 0)
+    fp, total_n, total_p = n.cumsum(-1), n.sum(-1), p.sum(-1)
+    if name == "aupr":
+        tp = p.cumsum(-1)
+        sums, total = p * tp / np.maximum(tp + fp, 1), total_p
+    else:
+        sums, total = p * (total_n[..., None] - fp + n / 2), total_p * total_n
+    return np.divide(sums.sum(-1), total, out=np.full(np.shape(total), np.nan), where=total_p * total_n > 0)
 
 
-def ranking(scores: Tensor, is_anomaly: Tensor) -> dict[str, Bounded]:
-    """`PixelRanking.compute` for one image, exact (every error is 0), from one sort; same exceptions."""
-    scores, is_anomaly = checked(scores, is_anomaly, "ranking")
-    keys, anomalous = ordered_keys(scores).cpu().numpy(), is_anomaly.cpu().numpy()
-    negatives = np.sort(keys[~anomalous])
-    distinct, counts = np.unique(keys[anomalous], return_counts=True)
-    below, upto = (np.searchsorted(negatives, distinct, side) for side in ("left", "right"))
-    return _metrics(Steps(counts, below, upto, len(negatives)), exact=True)
+class SortedScores:
+    """The pixels of one image, sorted once for all that is measured of them.
+
+    `keys`: int32 `ordered_keys` of its negatives and of its positives, ascending. `bins`: of each, the ascending bins
+    in use, as the keys' highest `BITS` bits, and the number of its pixels in them.
+    """
+
+    def __init__(self, scores: Tensor, is_anomaly: Tensor) -> None:
+        """Takes and raises what `PixelRanking.update` does."""
+        scores, is_anomaly = checked(scores, is_anomaly, "an image")
+        keys, anomalous = ordered_keys(scores).cpu().numpy(), is_anomaly.cpu().numpy()
+        self.keys = np.sort(keys[~anomalous]), np.sort(keys[anomalous])
+        self.bins = [_runs(keys >> 32 - BITS) for keys in self.keys]
+
+    def ranking(self) -> dict[str, Bounded]:
+        """What `PixelRanking.compute` gives for the image alone, exact: every error is 0."""
+        negatives, positives = self.keys
+        distinct, counts = _runs(positives)
+        below, upto = (np.searchsorted(negatives, distinct, side) for side in ("left", "right"))
+        return _metrics(Steps(counts, below, upto, len(negatives)), exact=True)
+
+    def reaching(self, threshold: float) -> list[int]:
+        """Numbers of negatives and of positives that score at least as much."""
+        key = int(ordered_keys(torch.tensor(threshold)))
+        return [len(keys) - int(np.searchsorted(keys, key)) for keys in self.keys]
+
+
+def _runs(ascending: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct values of integers (n,), and how often each occurs."""
+    starts = np.flatnonzero(np.diff(ascending, prepend=ascending[:1] - 1))
+    return ascending[starts], np.diff(starts, append=len(ascending))
 
 
 def checked(scores: Any, is_anomaly: Any, call: str) -> tuple[Tensor, Tensor]:
@@ -153,6 +182,14 @@ class Histogram:
         self._rows = torch.full((_OCTAVES,), -1, dtype=torch.int32)  # of the octaves, -1 where there are no pixels yet
         self._pixels = self._updates = 0
 
+    @classmethod
+    def merged(cls, shards: Iterable[Self]) -> Self:
+        """The pixels of all shards."""
+        total = cls()
+        for shard in shards:
+            total.merge(shard)
+        return total
+
     def merge(self, other: Self) -> None:
         """Add the pixels of another shard."""
         octaves = other._octaves()
@@ -161,26 +198,21 @@ class Histogram:
         rows = self._rows_of(octaves.to(self._rows.device)).long()
         self._counts[rows] += counts.to(self._counts.device)
 
-    def all_reduce(self) -> None:
-        """Pool the pixels of all ranks, once, at the end; without a process group there is nothing to do."""
-        total = type(self)()
-        for shard in from_every_rank(self):
-            total.merge(shard)
-        self._counts, self._rows, self._pixels = total._counts, total._rows, total._pixels
-
     def _add(self, scores: Tensor, is_anomaly: Tensor, weights: Tensor | None = None) -> None:
         """Count checked pixels (n,), each once or by its weight, a slice at a time to bound the memory."""
         for start in range(0, len(scores), _SLICE):
             part = slice(start, start + _SLICE)
             keys = ordered_keys(scores[part])
             self._reserve(len(keys), keys.device)
-            keys, labels = keys.to(self._rows.device), is_anomaly[part].to(self._rows.device)
-            rows = self._rows_of((keys >> _MANTISSA) + _OCTAVES // 2)
-            cells = (rows * 2 + labels) * _BINS + (keys >> 32 - BITS & _BINS - 1)
-            amounts = torch.ones((), dtype=self._counts.dtype, device=cells.device).expand(len(cells))
-            if weights is not None:
-                amounts = weights[part].to(cells.device)
-            self._counts.view(-1).index_add_(0, cells, amounts)
+            self._count(keys >> 32 - BITS, is_anomaly[part], torch.ones(()) if weights is None else weights[part])
+
+    def _count(self, bins: Tensor, is_anomaly: Tensor, amounts: Tensor) -> None:
+        """Add amounts to bins (n,), the keys' highest `BITS` bits."""
+        bins, labels = bins.to(self._rows.device), is_anomaly.to(self._rows.device)
+        rows = self._rows_of((bins >> BITS - 32 + _MANTISSA) + _OCTAVES // 2)
+        cells = (rows * 2 + labels) * _BINS + (bins & _BINS - 1)
+        amounts = amounts.to(cells.device, self._counts.dtype).expand(len(cells))
+        self._counts.view(-1).index_add_(0, cells, amounts)
 
     def _reserve(self, pixels: int, device: torch.device) -> None:
         """Settle the device with the first pixels, and the width of the counts before they overflow."""
@@ -195,10 +227,11 @@ class Histogram:
         rows = self._rows.index_select(0, octaves)
         if not len(rows) or rows.min() >= 0:
             return rows
-        missing = octaves[rows < 0].unique()
-        made = len(self._counts)
-        self._rows[missing.long()] = torch.arange(made, made + len(missing), dtype=torch.int32, device=rows.device)
-        self._counts = torch.cat([self._counts, self._counts.new_zeros(len(missing), 2, _BINS)])
+        missing, made = octaves[rows < 0].unique(), len(self._octaves())
+        last = made + len(missing)
+        self._rows[missing.long()] = torch.arange(made, last, dtype=torch.int32, device=rows.device)
+        if last > len(self._counts):  # a few more: each time all are copied
+            self._counts = torch.cat([self._counts, self._counts.new_zeros(last + 8 - len(self._counts), 2, _BINS)])
         return self._rows.index_select(0, octaves)
 
     def _octaves(self) -> Tensor:
@@ -232,6 +265,12 @@ class PixelRanking(Histogram):
         """
         self._updates += 1
         self._add(*checked(scores, is_anomaly, f"update {self._updates}"))
+
+    def add(self, image: SortedScores) -> None:
+        """Add an image that was sorted for other numbers too: the same as `update`, faster."""
+        self._reserve(sum(map(len, image.keys)), torch.device("cpu"))
+        for label, (bins, counts) in enumerate(image.bins):
+            self._count(torch.from_numpy(bins), torch.tensor(label), torch.from_numpy(counts))
 
     def compute(self) -> dict[str, Bounded]:
         """`aupr`, `auroc`, `fpr95` and `f1_max`, each with `.value` and `.error`, its certified bound.

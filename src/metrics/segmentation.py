@@ -11,20 +11,22 @@ from src.metrics.distributed import from_every_rank
 
 
 def class_iou(matrix: np.ndarray) -> np.ndarray:
-    """IoU of every class, float64 (K,), from a confusion matrix (K, K) whose rows are the truth.
+    """IoU of every class, float64 (..., K), from confusion matrices (..., K, K) whose rows are the truth.
 
     NaN for a class that the truth does not hold, even if predicted: the split cannot measure it. The pixels
     wrongly given to it still count, as misses of their true classes.
     """
     matrix = np.asarray(matrix, dtype=np.float64)
-    truth, hits = matrix.sum(axis=1), np.diagonal(matrix)
-    union = truth + matrix.sum(axis=0) - hits
-    return np.divide(hits, union, out=np.full(len(matrix), np.nan), where=truth > 0)
+    truth, hits = matrix.sum(axis=-1), np.diagonal(matrix, axis1=-2, axis2=-1)
+    union = truth + matrix.sum(axis=-2) - hits
+    return np.divide(hits, union, out=np.full(truth.shape, np.nan), where=truth > 0)
 
 
-def mean_iou(matrix: np.ndarray) -> float:
-    """Mean of `class_iou` over the classes that the truth holds; NaN if it holds none."""
-    return float(np.nanmean(class_iou(matrix))) if np.any(matrix) else float("nan")
+def mean_iou(matrix: np.ndarray) -> np.ndarray:
+    """Mean of `class_iou` over the classes that the truth holds, float64 (...); NaN if it holds none."""
+    iou = class_iou(matrix)
+    classes = np.isfinite(iou).sum(-1)
+    return np.divide(np.nansum(iou, -1), classes, out=np.full(classes.shape, np.nan), where=classes > 0)
 
 
 class ConfusionMatrix:
@@ -51,10 +53,6 @@ class ConfusionMatrix:
         pairs = (truth.long() * self.num_classes + guess).cpu().numpy()
         self.matrix += np.bincount(pairs, minlength=self.num_classes**2).reshape(self.matrix.shape)
 
-    def merge(self, other: ConfusionMatrix) -> None:
-        """Add the counts of another shard."""
-        self.matrix += other.matrix
-
     def all_reduce(self) -> None:
         """Sum over all ranks, once, at the end; without a process group there is nothing to do."""
         self.matrix = sum(from_every_rank(self.matrix))
@@ -63,4 +61,4 @@ class ConfusionMatrix:
         """`miou` and `pixel_accuracy`, fractions, and `iou`, a list of K; `class_iou` explains the NaNs."""
         total, iou = int(self.matrix.sum()), class_iou(self.matrix).tolist()
         accuracy = float(np.trace(self.matrix)) / total if total else float("nan")
-        return {"miou": mean_iou(self.matrix), "pixel_accuracy": accuracy, "iou": iou}
+        return {"miou": float(mean_iou(self.matrix)), "pixel_accuracy": accuracy, "iou": iou}

@@ -22,11 +22,11 @@ from src.metrics import (
     ConfusionMatrix,
     ImageHistograms,
     PixelRanking,
+    SortedScores,
     bootstrap,
     mean_interval,
     mean_iou,
     metric_from_counts,
-    ranking,
 )
 from src.road.config import Config
 from src.road.data import IGNORE, RoadDataset, known_only, open_compatible, paths
@@ -197,27 +197,24 @@ class _ScoreMeter:
 
     def update(self, score: Tensor, anomaly: Tensor, optional: Tensor) -> None:
         """One image's labelled pixels, each (n,); ``optional`` marks labels 0 and 3."""
-        has_optional = bool(optional.any())
-        required = (score[~optional], anomaly[~optional]) if has_optional else (score, anomaly)
-        self.required.update(*required)
-        if has_optional:
+        image = required = SortedScores(score, anomaly)
+        if optional.any():
+            required = SortedScores(score[~optional], anomaly[~optional])
             self.optional.update(score[optional], anomaly[optional])
-        self.histograms.update(score, anomaly)
-        if anomaly.any():
-            values = _values(ranking(score, anomaly))
+        self.required.add(required)
+        self.histograms.add(image)
+        positives = len(image.keys[1])
+        if positives:
+            values = _values(image.ranking())
             self.per_image.append(values)
-            self.per_image_required.append(_values(ranking(*required)) if has_optional else values)
+            self.per_image_required.append(values if required is image else _values(required.ranking()))
         if self.threshold is not None:
-            called = score >= self.threshold
-            outcomes = (called & anomaly, called & ~anomaly, ~called & anomaly)
-            self.outcomes += np.array([int(outcome.sum()) for outcome in outcomes])
+            false_alarms, hits = image.reaching(self.threshold)
+            self.outcomes += (hits, false_alarms, positives - hits)
 
     def pooled(self) -> PixelRanking:
-        """The ranking of all labelled pixels, merged anew; ``required`` alone ignores labels 0 and 3."""
-        total = PixelRanking()
-        total.merge(self.required)
-        total.merge(self.optional)
-        return total
+        """The ranking of all labelled pixels; ``required`` alone ignores labels 0 and 3."""
+        return PixelRanking.merged((self.required, self.optional))
 
     def at_threshold(self) -> dict[str, float]:
         """Precision, recall and F1 of calling anomalous what reaches the threshold."""
@@ -246,7 +243,7 @@ def _update(meters: dict[str, _ScoreMeter], maps: dict[str, Tensor], mask: Tenso
     labels = mask.flatten()[labelled]
     optional = torch.isin(labels, torch.tensor(dataset.optional, device=mask.device))
     for name, meter in meters.items():
-        meter.update(maps[name].flatten()[labelled], labels == dataset.anomaly, optional)
+        meter.update(maps[name].flatten().index_select(0, labelled), labels == dataset.anomaly, optional)
 
 
 def _segmentation_metrics(matrices: np.ndarray, dataset: RoadDataset) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from src import plots, system
 from src.backbones import denormalize
-from src.metrics import ranking
+from src.metrics import SortedScores
 from src.road import outliers
 from src.road.config import Config
 from src.road.data import (
@@ -321,5 +321,5 @@ def _image_auprs(trained: system.Trained, dataset: RoadDataset, score_name: str)
         anomalous, labelled = prediction.mask == dataset.anomaly, prediction.mask != IGNORE
         if anomalous.any():
             score = prediction_maps(trained, prediction, (score_name,))[score_name][0].numpy()
-            auprs[index] = ranking(score[labelled], anomalous[labelled])["aupr"].value
+            auprs[index] = SortedScores(score[labelled], anomalous[labelled]).ranking()["aupr"].value
     return auprs

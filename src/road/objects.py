@@ -22,6 +22,7 @@ class ObjectMeter:
 
     def __init__(self, threshold: float | None):
         self.threshold = threshold
+        self.normal = PixelRanking()
         self.by_size = {size: PixelRanking() for size in SIZES}
         self.siou: list[float] = []
         self.ppv: list[float] = []
@@ -31,11 +32,12 @@ class ObjectMeter:
         objects, count = ndimage.label(anomaly.cpu().numpy(), np.ones((3, 3)))
         shares = np.bincount(objects.ravel(), minlength=count + 1)[1:] / objects.size
         groups = np.searchsorted(list(SIZES.values()), shares)
-        normal = labelled & ~anomaly
+        normal = score[labelled & ~anomaly]
+        self.normal.update(normal, torch.zeros_like(normal, dtype=torch.bool))
+        scores, group = score[anomaly], torch.from_numpy(groups[objects[objects > 0] - 1]).to(score.device)
         for index, ranking in enumerate(self.by_size.values()):
-            chosen = torch.from_numpy(np.isin(objects, 1 + np.flatnonzero(groups == index))).to(score.device)
-            considered = normal | chosen
-            ranking.update(score[considered], chosen[considered])
+            chosen = scores[group == index]
+            ranking.update(chosen, torch.ones_like(chosen, dtype=torch.bool))
         if self.threshold is not None:
             called = ((score >= self.threshold) & labelled).cpu().numpy()
             siou, ppv = compare(objects, _without_specks(called))
@@ -47,11 +49,11 @@ class ObjectMeter:
 
         ``objects``: their number, mean sIoU and PPV, and F1 averaged over ``LEVELS``.
         """
-        rows = {
-            size: {"aupr": ranking.compute()["aupr"].value, "base_rate": ranking.base_rate}
-            for size, ranking in self.by_size.items()
-            if ranking.positives
-        }
+        rows = {}
+        for size, ranking in self.by_size.items():
+            if ranking.positives:
+                pixels = PixelRanking.merged((self.normal, ranking))
+                rows[size] = {"aupr": pixels.compute()["aupr"].value, "base_rate": pixels.base_rate}
         if self.threshold is None:
             return {"by_size": rows}
         hits = np.array([sum(value > level for value in self.siou) for level in LEVELS])
@@ -68,17 +70,15 @@ def compare(objects: np.ndarray, called: np.ndarray) -> tuple[list[float], list[
     PPV: the share of a detection that lies on objects.
     """
     detections, count = ndimage.label(called, np.ones((3, 3)))
+    areas = np.bincount(detections.ravel(), minlength=count + 1)
+    on_objects = np.bincount(detections[objects > 0], minlength=count + 1)
     siou = []
     for index, place in enumerate(ndimage.find_objects(objects), 1):
-        is_object = objects[place] == index
-        touching = np.unique(detections[place][is_object])
-        covered = np.isin(detections, touching[touching > 0])
-        hits = np.count_nonzero(covered[place] & is_object)
-        beside = np.count_nonzero(covered & (objects == 0))
-        siou.append(hits / (np.count_nonzero(is_object) + beside))
-    areas = np.bincount(detections.ravel(), minlength=count + 1)[1:]
-    on_objects = np.bincount(detections[objects > 0], minlength=count + 1)[1:]
-    return siou, (on_objects / areas).tolist()
+        detected = detections[place][objects[place] == index]
+        touching = np.unique(detected[detected > 0])
+        beside = (areas - on_objects)[touching].sum()
+        siou.append(float(np.count_nonzero(detected) / (len(detected) + beside)))
+    return siou, (on_objects[1:] / areas[1:]).tolist()
 
 
 def _without_specks(called: np.ndarray) -> np.ndarray:

@@ -1,14 +1,16 @@
 """What a model says of single images, of a data set or of any file."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from src import files, plots, settings, system, training
 from src.images import read_image
@@ -19,6 +21,7 @@ from src.road.scores import TAIL_SHARES, rarity
 from src.road.transforms import preprocess
 
 ALARM = -math.log(1 - QUANTILE)  # rarity of a score at its threshold
+BATCH_PIXELS = 4_000_000  # of images that go through the network together: bounds the memory of their logits
 RAREST = -math.log(TAIL_SHARES[-1])  # rarity from which on a map is brightest
 
 
@@ -36,25 +39,31 @@ class Prediction:
 
 
 @torch.inference_mode()
-def predict_image(
-    trained: system.Trained, image: np.ndarray, mask: np.ndarray | None = None, name: str = ""
-) -> Prediction:
-    """Segment one image uint8 (H,W,3)."""
+def predict_images(
+    trained: system.Trained, images: Iterable[tuple[str, np.ndarray, np.ndarray | None]]
+) -> Iterator[Prediction]:
+    """Segment images in order, each with its name, pixels uint8 (H,W,3) and mask.
+
+    Neighbours of one size go through the network together, at most ``BATCH_PIXELS`` at a time.
+    """
     model = trained.model.to(settings.DEVICE, memory_format=torch.channels_last).eval()
-    pixels = preprocess(torch.from_numpy(image).permute(2, 0, 1), trained.config.image_size)
-    logits, outlier = infer(model, training.to_device(pixels[None]), image.shape[:2])
-    logits, outlier = logits.cpu(), outlier if outlier is None else outlier.cpu()
-    confidence, classes = logits.softmax(1).max(1)
-    return Prediction(name, image, mask, classes[0].numpy(), confidence[0].numpy(), logits, outlier)
+    for (height, width, _), of_size in groupby(images, lambda image: image[1].shape):
+        while batch := list(islice(of_size, max(1, BATCH_PIXELS // (height * width)))):
+            pixels = [torch.from_numpy(image).permute(2, 0, 1) for _, image, _ in batch]
+            pixels = preprocess(torch.stack(pixels), trained.config.image_size)
+            logits, outliers = infer(model, training.to_device(pixels), (height, width))
+            logits, outliers = logits.cpu(), outliers if outliers is None else outliers.cpu()
+            confidence, classes = (part.numpy() for part in logits.softmax(1).max(1))
+            for k, (name, image, mask) in enumerate(batch):
+                outlier = outliers if outliers is None else outliers[k : k + 1]
+                yield Prediction(name, image, mask, classes[k], confidence[k], logits[k : k + 1], outlier)
 
 
 def predict_samples(trained: system.Trained, dataset: RoadDataset, indices: Sequence[int]) -> list[Prediction]:
-    """``predict_image`` for samples of a data set."""
-    samples = [dataset[index] for index in indices]
-    return [
-        predict_image(trained, sample["image"].permute(1, 2, 0).numpy(), sample["mask"][0].numpy(), sample["name"])
-        for sample in samples
-    ]
+    """``predict_images`` for samples of a data set."""
+    samples = (dataset[index] for index in indices)
+    images = ((s["name"], s["image"].permute(1, 2, 0).numpy(), s["mask"][0].numpy()) for s in samples)
+    return list(predict_images(trained, images))
 
 
 def prediction_maps(trained: system.Trained, prediction: Prediction, names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -87,11 +96,13 @@ def sample_report(predictions: Sequence[Prediction], dataset: RoadDataset) -> tu
 # ------------------------------------------------------------------------------------------ to files
 def predict(trained: system.Trained, image_files: Sequence[Path], out: Path) -> list[dict[str, Any]]:
     """Write ``<stem>_overlay.png`` and ``<stem>_<score>.png`` for each image file; one summary row each."""
-    return [_write_prediction(trained, file, out) for file in image_files]
+    images = ((file.name, read_image(file), None) for file in image_files)
+    bar = tqdm(image_files, "predicting", leave=False, disable=len(image_files) < 2 or None)
+    predictions = zip(bar, predict_images(trained, images), strict=True)
+    return [_write_prediction(trained, file, prediction, out) for file, prediction in predictions]
 
 
-def _write_prediction(trained: system.Trained, file: Path, out: Path) -> dict[str, Any]:
-    prediction = predict_image(trained, read_image(file), name=file.name)
+def _write_prediction(trained: system.Trained, file: Path, prediction: Prediction, out: Path) -> dict[str, Any]:
     calibration = trained.calibration or {}
     best = headline(trained.model, calibration)
     scores = prediction_maps(trained, prediction, (best,))[best]

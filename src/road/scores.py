@@ -20,6 +20,7 @@ from torch import Tensor
 MIN_PIXELS = 100
 # Rows of a Cityscapes image: what the published suppression radii and smoothing dilation were chosen for.
 REFERENCE_HEIGHT = 1024
+STRIP = 32  # rows of an image whose softmax is computed at a time: what fits in a cache takes half the time
 # Shares of normal pixels at which `rarity` knows how high a score is.
 TAIL_SHARES = (1.0, 0.95, 0.75, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0005, 0.0001)
 
@@ -50,19 +51,26 @@ class Logits:
         return self._largest[1]
 
     @cached_property
-    def shifted(self) -> Tensor:
-        """Logits minus their maximum, (B, C, H, W)."""
-        return self.values - self.maximum[:, None]
+    def _sums(self) -> tuple[Tensor, Tensor]:
+        sums = []
+        for values, maximum, prediction in zip(
+            *(part.split(STRIP, -2) for part in (self.values, self.maximum, self.prediction)), strict=True
+        ):
+            shifted = values - maximum[:, None]
+            exponentials = shifted.exp().scatter_(1, prediction[:, None], 0.0)
+            sums.append(torch.stack([exponentials.sum(1), (exponentials * shifted).sum(1)]))
+        others, weighted = torch.cat(sums, -2)
+        return others, weighted
 
-    @cached_property
-    def exponentials(self) -> Tensor:
-        """exp() of the shifted logits with 0 for the maximum's 1, which drowns the rest; (B, C, H, W)."""
-        return self.shifted.exp().scatter_(1, self.prediction[:, None], 0.0)
-
-    @cached_property
+    @property
     def others(self) -> Tensor:
-        """Sum of ``exponentials`` over the classes, (B, H, W)."""
-        return self.exponentials.sum(dim=1)
+        """Sum of exp() of the logits minus their maximum, without the maximum's own 1, which drowns the rest."""
+        return self._sums[0]
+
+    @property
+    def weighted(self) -> Tensor:
+        """The same sum, each term times its logit minus the maximum; both (B, H, W)."""
+        return self._sums[1]
 
 
 def msp(logits: Tensor | Logits) -> Tensor:
@@ -79,7 +87,7 @@ def max_logit(logits: Tensor | Logits) -> Tensor:
 def entropy(logits: Tensor | Logits) -> Tensor:
     """Entropy of the softmax in nats, in [0, ln C]; (B, C, H, W) -> (B, H, W)."""
     logits = Logits.of(logits)
-    return logits.others.log1p() - (logits.exponentials * logits.shifted).sum(dim=1) / (1 + logits.others)
+    return logits.others.log1p() - logits.weighted / (1 + logits.others)
 
 
 def energy(logits: Tensor | Logits) -> Tensor:
@@ -106,8 +114,13 @@ def rarity(score: Tensor, tail: Sequence[float]) -> Tensor:
     points = torch.tensor(tail, dtype=torch.float32, device=score.device)
     heights = -torch.tensor(TAIL_SHARES, dtype=torch.float32, device=score.device).log()
     slopes = heights.diff() / points.diff().clamp(min=1e-6)
-    left = torch.searchsorted(points, score.contiguous()).clamp(1, len(tail) - 1) - 1
-    return (heights[left] + slopes[left] * (score - points[left])).clamp(min=0)
+    left = sum((score > point for point in points[1:-1]), torch.zeros_like(score, dtype=torch.uint8)).int()
+    return (_at(heights, left) + _at(slopes, left) * (score - _at(points, left))).clamp(min=0)
+
+
+def _at(values: Tensor, index: Tensor) -> Tensor:
+    """values[index], several times faster."""
+    return values.index_select(0, index.flatten()).view(index.shape)
 
 
 SCORES = {"msp": msp, "max_logit": max_logit, "entropy": entropy, "energy": energy}
@@ -167,7 +180,7 @@ def standardized_max_logits(logits: Tensor | Logits, statistics: Mapping[str, Te
     mean, std = (statistics[key].to(logits.values.device, torch.float32) for key in ("mean", "std"))
     if len(mean) != logits.values.shape[1]:
         raise ValueError(f"statistics of {len(mean)} classes, logits of {logits.values.shape[1]}: not one model's")
-    return (mean[logits.prediction] - logits.maximum) / std[logits.prediction]
+    return (_at(mean, logits.prediction) - logits.maximum) / _at(std, logits.prediction)
 
 
 def _fold3(x: Tensor, dim: int, operation: Callable[..., Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ from src.series.config import ADJUSTABLE, FOLDERS, GENERATED, PRETRAINED, REAL, 
 __all__ = ["ADJUSTABLE", "FOLDERS", "GENERATED", "PRETRAINED", "REAL", "Config"]
 __getattr__ = reexport(
     __name__,
+    csv_files="list_inputs",
     data="CLASSES datasets distribution read_split write_mini",
     evaluation="PROTOCOL evaluate evaluated predict_split",
     figures="draw",

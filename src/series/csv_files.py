@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.images import DataError, note
+from src.images import SUFFIXES, DataError, list_images, note
 
+KINDS = (*SUFFIXES, ".csv")  # of files that hold a series
 LONGEST = 1_000_000  # samples of a series
 LARGEST = 1e100  # absolute value of a sample
 LARGEST_FILE = 200_000_000  # bytes
@@ -43,6 +44,17 @@ class Column(NamedTuple):
     values: np.ndarray
     fault: str
     is_time: bool
+
+
+def list_inputs(folder: Path) -> list[Path]:
+    """The series that lie directly in a folder, sorted by path."""
+    return without_doubles(list_images(folder, KINDS))
+
+
+def without_doubles(paths: list[Path]) -> list[Path]:
+    """Plots, and CSV files that have no plot of their name beside them."""
+    plotted = {path.stem for path in paths if path.suffix.lower() != ".csv"}
+    return [path for path in paths if path.suffix.lower() != ".csv" or path.stem not in plotted]
 
 
 def read_csv(path: Path | str, column: str = "") -> np.ndarray:

@@ -14,11 +14,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from src import settings
-from src.images import SUFFIXES, DataError, read_image, split_files
+from src.images import DataError, read_image, split_files
 from src.labelled import Labelled
 from src.series import envelope, generated
 from src.series.config import ENVELOPE, FOLDERS, GENERATED, Config
-from src.series.csv_files import read_csv
+from src.series.csv_files import KINDS, read_csv, without_doubles
 from src.synthetic import series_plots, series_raster
 from src.synthetic.time_series import CLASSES
 
@@ -101,18 +101,13 @@ def write_mini(root: Path) -> None:
 def files(root: Path, split: str, classes: Sequence[str] = ()) -> list[Path]:
     """The series of a split, class after class, sorted or as ``classes`` are; see `images.split_files`.
 
-    Plots, and CSV files that have no plot of their name beside them. Raises InputError for a class that has none.
+    Less what `csv_files.without_doubles` drops. Raises InputError for a class that has none.
     """
-    by_class = split_files(root, split, (*SUFFIXES, ".csv"))
+    by_class = split_files(root, split, KINDS)
     missing = [name for name in classes if name not in by_class]
     if missing:
         raise settings.InputError(f"{root} has no class {', '.join(missing)}; there are {', '.join(by_class)}")
-    return [file for name in classes or by_class for file in _once(by_class[name])]
-
-
-def _once(paths: list[Path]) -> list[Path]:
-    plotted = {path.stem for path in paths if path.suffix.lower() != ".csv"}
-    return [path for path in paths if path.suffix.lower() != ".csv" or path.stem not in plotted]
+    return [file for name in classes or by_class for file in without_doubles(by_class[name])]
 
 
 def metadata(root: Path, names: Sequence[str], split: str) -> list[dict]:
@@ -166,16 +161,22 @@ def read_item(path: Path, makers: ItemMakers, column: str = "") -> np.ndarray:
     return of_plot(read_image(path), str(path))
 
 
+def read_items(paths: Sequence[Path], makers: ItemMakers, column: str = "") -> torch.Tensor:
+    """`read_item` of many files, with a bar."""
+    with ThreadPool() as pool:
+        items = pool.imap(partial(read_item, makers=makers, column=column), paths, 8)
+        bar = tqdm(items, "reading", len(paths), leave=False, disable=len(paths) < 2 or None)
+        return torch.from_numpy(np.stack(list(bar)))
+
+
 def read_folder(root: Path, split: str, makers: ItemMakers, classes: Sequence[str] = (), column: str = "") -> Labelled:
     """One split of a folder of class folders; see `files` and `read_item` for what is read, how, and what is raised."""
     paths = files(root, split, classes)
-    with ThreadPool() as pool:
-        items = pool.imap(partial(read_item, makers=makers, column=column), paths, 8)
-        items = np.stack(list(tqdm(items, "reading", len(paths), leave=False, disable=None)))
+    items = read_items(paths, makers, column)
     present = tuple(dict.fromkeys(path.parent.name for path in paths))
     labels = torch.tensor([present.index(path.parent.name) for path in paths])
     names = tuple(f"{path.parent.name}/{path.name}" for path in paths)
-    return Labelled(torch.from_numpy(items), labels, present, names)
+    return Labelled(items, labels, present, names)
 
 
 # ----------------------------------------------------------------------------------------------- folds

@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
+from tqdm import tqdm
 
 from src.images import read_image
 from src.labelled import Labelled
@@ -62,12 +63,14 @@ def write_predictions(
     """``<name>_predicted.png`` below ``out`` for each file: its plot, its activation map, its probabilities."""
     out.mkdir(parents=True, exist_ok=True)
     names = [short(name) for name in class_names(trained.config)]
+    maps = activation_maps(trained.model.members[0], items)
+    bar = tqdm(files, "drawing", leave=False, disable=len(files) < 2 or None)
     layout = {"gridspec_kw": {"height_ratios": [5, 1], "width_ratios": [2, 1]}, "figsize": (WIDTH, 3)}
-    for file, item, row in zip(files, items, probabilities, strict=True):
+    for file, item, activation_map, row in zip(bar, items, maps, probabilities, strict=True):
         figure, axes = plt.subplot_mosaic([["plot", "bars"], ["map", "bars"]], **layout)
         show(axes["plot"], item)
         axes["plot"].set_title(f"{file.name}: {names[int(row.argmax())]}")
-        show_map(axes["map"], activation_maps(trained.model.members[0], item[None])[0])
+        show_map(axes["map"], activation_map)
         axes["map"].set(xlabel="activation map")
         axes["bars"].barh(names, row.numpy())
         axes["bars"].invert_yaxis()

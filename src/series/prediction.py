@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from src.series import data, figures
 from src.system import Trained
 
@@ -16,7 +14,7 @@ def predict(trained: Trained, files: Sequence[Path], out: Path, *, column: str =
     ``column`` of CSV files: see `csv_files.read_csv`.
     """
     makers = data.item_makers(trained.config)
-    items = torch.stack([torch.tensor(data.read_item(file, makers, column)) for file in files])
+    items = data.read_items(files, makers, column)
     probabilities = trained.model.probabilities(items)
     figures.write_predictions(trained, files, items, probabilities, out)
     classes, rows = data.class_names(trained.config), []

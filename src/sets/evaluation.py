@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 
@@ -166,6 +165,8 @@ def none_odd(
     head: nn.Module, image_features: torch.Tensor, images: Labelled, scores: torch.Tensor, seed: int
 ) -> dict[str, float]:
     """AUROC of telling sets with an odd image, whose ``scores`` (B,N) are given, from as many sets without."""
+    from sklearn.metrics import roc_auc_score
+
     count, size = scores.shape
     sets_without = fixed_sets(images, count, seed + 1, size, odd=False)
     scores_without = scores_of(head, image_features, sets_without.indices)

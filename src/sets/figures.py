@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.decomposition import PCA
 from torch import nn
 
 from src import plots
@@ -167,6 +166,8 @@ def attention(head: nn.Module, image_features: torch.Tensor, sets: Sets) -> Figu
 
 def feature_map(image_features: torch.Tensor, images: Labelled, sets: Sets) -> Figure:
     """The features' first two principal components: left, by class; right, the first set with its odd image."""
+    from sklearn.decomposition import PCA
+
     points = PCA(2, random_state=0).fit_transform(image_features.numpy())
     figure, (left, right) = plt.subplots(1, 2, figsize=(plots.WIDTH, 4), sharex=True, sharey=True)
     labels = images.labels.unique()

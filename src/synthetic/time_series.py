@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.linalg import solveh_banded
-from scipy.signal import lfilter
 
 from src import settings
 
@@ -102,6 +100,12 @@ def _lags(rng, order: int, low: float, high: float) -> np.ndarray:
             return polynomial
 
 
+def _filtered(numerator, denominator, x: np.ndarray) -> np.ndarray:
+    from scipy.signal import lfilter  # slow to import, for all who read CLASSES and draw no series
+
+    return lfilter(numerator, denominator, x)
+
+
 def _base(rng, n: int) -> tuple[str, np.ndarray, dict]:
     """A stationary series (n,) under Gaussian measurement noise: its kind, values and parameters."""
     kind, sigma = BASES[rng.integers(len(BASES))], rng.uniform(0.1, 1.5)
@@ -111,7 +115,7 @@ def _base(rng, n: int) -> tuple[str, np.ndarray, dict]:
     ar, ma = (_lags(rng, rng.integers(1, 6) if part in kind else 0, 0, 0.9) for part in ("ar", "ma"))
     return (
         kind,
-        _standardize(lfilter(ma, ar, innovations) + measured),
+        _standardize(_filtered(ma, ar, innovations) + measured),
         {"ar": ar[1:], "ma": ma[1:], "base_noise": sigma},
     )
 
@@ -142,6 +146,8 @@ def _hp_residual(x: np.ndarray) -> np.ndarray:
     bands[1, [1, -1]] = -2.0 * SMOOTHING
     bands[2, [0, 1, -2, -1]] = SMOOTHING * np.array([1.0, 5.0, 5.0, 1.0])
     bands[2] += 1
+    from scipy.linalg import solveh_banded
+
     return x - solveh_banded(bands, x)
 
 
@@ -262,7 +268,7 @@ def _stochastic_trend(rng, n: int) -> _Draft:
         ar, ma = (_lags(rng, rng.integers(1, 4) if part in kind else 0, *bounds) for part in ("ar", "ma"))
     elif kind == "random_walk_drift":
         drift = rng.uniform(0.01, 0.1)
-    summands = lfilter(ma, ar, rng.standard_normal(n))
+    summands = _filtered(ma, ar, rng.standard_normal(n))
     walk = np.cumsum(summands) if times == 1 else np.cumsum(np.cumsum(summands))
     parameters = {"ar": ar[1:], "ma": ma[1:], "integrated": times, "drift": drift, "noise": sd}
     signal = walk - summands + drift * np.arange(n)
@@ -282,7 +288,7 @@ def _volatility(rng, n: int) -> _Draft:
             break
     gamma, delta = (rng.uniform(-0.3, 0.3), rng.uniform(1, 2)) if kind == "aparch" else (0.0, 2.0)
     if kind == "egarch":
-        sigma = np.exp(lfilter([0, 1], [1, -beta], omega + alpha * (abs(e) - np.sqrt(2 / np.pi))) / 2)
+        sigma = np.exp(_filtered([0, 1], [1, -beta], omega + alpha * (abs(e) - np.sqrt(2 / np.pi))) / 2)
     else:
         growth = alpha * (abs(e) - gamma * e) ** delta + beta
         powers = accumulate(growth[:-1].tolist(), lambda power, factor: omega + factor * power, initial=omega)

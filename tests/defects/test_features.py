@@ -150,12 +150,12 @@ def test_a_loaded_detector_is_the_trained_one(project):
 
 
 def test_half_of_what_lifts_a_whole_image_is_taken_off(project, monkeypatch):
-    trained, image = project[1], defects.datasets(CONFIG)["fabric"]["test"][0]["image"]
+    trained, image = project[1], defects.datasets(CONFIG)["fabric"]["test"][0]["image"][None]
     arguments = (trained.model, "fabric", image, trained.calibration["fabric"], trained.config)
-    given = scores.score_maps(*arguments)
+    (given,) = scores.score_maps(*arguments)
     monkeypatch.setattr(features.FeatureDetector, "median_share", 0)
-    untouched = scores.score_maps(*arguments)
-    raw = scores.signal_maps(*arguments[:2], scores.pixels_of(image, CONFIG), CONFIG, 8)["32"]
+    (untouched,) = scores.score_maps(*arguments)
+    raw = scores.signal_maps(*arguments[:2], scores.pixels_of(image, CONFIG), CONFIG, 8)["32"][:, 0]
     median = scores.calibrated_map(raw, trained.calibration["fabric"]["32"], 8, 32).median()
     assert median.abs() > 1e-3 and torch.allclose(untouched["calibrated"] - given["calibrated"], median / 2, atol=1e-3)
     assert all(torch.equal(given[name], untouched[name]) for name in ("error", "distance", "sum"))

@@ -109,7 +109,7 @@ def test_z_scores_of_normal_validation_images_have_mean_0_and_std_1(calibrated):
     values = np.concatenate([maps[:2].reshape(2, -1) for maps in raw], axis=1)
     expected = np.stack([values.mean(1), values.std(1, ddof=1)], 1)
     assert np.array(calibration["17"]["zscore"]) == pytest.approx(expected, rel=1e-4)
-    maps = [scores.score_maps(model, "part", val[index]["image"], calibration, config) for index in (0, 2, 3)]
+    maps = [scores.score_maps(model, "part", val[index]["image"][None], calibration, config)[0] for index in (0, 2, 3)]
     step = config.stride
     for name in ("error", "uncertainty"):
         result = torch.stack([result[name][::step, ::step] for result in maps]).double()
@@ -172,7 +172,7 @@ def test_scores_are_the_mean_over_patch_sizes(stripes):
     calibration = scores.calibrate(model, "part", val, config)
     assert set(calibration) == {"17", "33"}
     image = val[1]["image"]
-    result = scores.score_maps(model, "part", image, calibration, config)
+    result = scores.score_maps(model, "part", image[None], calibration, config)[0]
     expected = {name: np.zeros((48, 60)) for name in ("error", "uncertainty", "calibrated")}
     for size, own in calibration.items():
         pixels = backbones.normalize(image)[None]
@@ -186,14 +186,25 @@ def test_scores_are_the_mean_over_patch_sizes(stripes):
     for name, values in expected.items():
         assert result[name].dtype == torch.float32 and result[name].numpy() == pytest.approx(values, abs=1e-3)
     assert torch.allclose(result["sum"], result["error"] + result["uncertainty"])
-    alone = scores.score_maps(model, "part", image, calibration, replace(config, patch_sizes=(17,)))
+    alone = scores.score_maps(model, "part", image[None], calibration, replace(config, patch_sizes=(17,)))[0]
     assert not torch.allclose(alone["error"], result["error"])
+
+
+def test_images_scored_together_are_scored_as_alone(stripes):
+    model, val = model_of(17), stripes()
+    calibration = scores.calibrate(model, "part", val, CONFIG)
+    images = torch.stack([val[index]["image"].as_subclass(torch.Tensor) for index in range(3)])
+    together = scores.score_maps(model, "part", images, calibration, CONFIG)
+    for image, maps in zip(images, together, strict=True):
+        (alone,) = scores.score_maps(model, "part", image[None], calibration, CONFIG)
+        assert maps.keys() == alone.keys()
+        assert all(torch.allclose(maps[name], alone[name], atol=1e-4) for name in maps)
 
 
 def test_maps_have_the_size_the_model_works_at(stripes):
     val, model = stripes(size=(30, 36)), model_of(17)
     calibration = scores.calibrate(model, "part", val, CONFIG)
-    maps = scores.score_maps(model, "part", val[0]["image"], calibration, CONFIG)
+    maps = scores.score_maps(model, "part", val[0]["image"][None], calibration, CONFIG)[0]
     assert {tuple(values.shape) for values in maps.values()} == {(40, 48)}
 
 
@@ -201,12 +212,12 @@ def test_maps_have_the_size_the_model_works_at(stripes):
 def test_a_calibration_serves_a_finer_stride(stripes, stride):
     model, val = model_of(17), stripes()
     calibration = scores.calibrate(model, "part", val, replace(CONFIG, stride=4))
-    maps = scores.score_maps(model, "part", val[0]["image"], calibration, replace(CONFIG, stride=stride))
+    maps = scores.score_maps(model, "part", val[0]["image"][None], calibration, replace(CONFIG, stride=stride))[0]
     assert all(torch.isfinite(values).all() for values in maps.values())
 
 
 def test_one_student_has_finite_scores(stripes):
     model, val = StudentTeacher(replace(CONFIG, students=1), ("part",)).eval(), stripes()
     calibration = scores.calibrate(model, "part", val, CONFIG)
-    maps = scores.score_maps(model, "part", val[0]["image"], calibration, CONFIG)
+    maps = scores.score_maps(model, "part", val[0]["image"][None], calibration, CONFIG)[0]
     assert all(torch.isfinite(values).all() for values in maps.values())

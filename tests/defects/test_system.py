@@ -487,6 +487,10 @@ def test_command_line_from_data_to_report(folders, textures_root, monkeypatch, c
     rows = json.loads(capsys.readouterr().out)
     assert [row["filename"] for row in rows] == ["000.png", "001.png"]
     assert all((folders / "pictures" / row["heatmap_path"]).exists() for row in rows)
+    assert run("predict", "fabric/test/good", "--out", folders / "pictures") == 0
+    of_folder = json.loads(capsys.readouterr().out)
+    assert [row["filename"] for row in of_folder] == sorted(file.name for file in Path("fabric/test/good").iterdir())
+    assert len(of_folder) > 1 and of_folder[0]["anomaly_score"] == pytest.approx(rows[0]["anomaly_score"], abs=1e-4)
 
     assert run("report", "--split", "val", "--out", folders / "report") == 0
     assert f"wrote {folders / 'report/fabric.html'}" in capsys.readouterr().out

@@ -214,6 +214,10 @@ def test_command_line_from_training_to_figures(project, root, capsys):
     assert run("predict", file, "--weights", weights, "--out", project / "pictures") == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["filename"] == str(file) and (project / "pictures/000_predicted.png").exists()
+    assert run("predict", file.parent, "--weights", weights, "--out", project / "pictures") == 0
+    first, *others = json.loads(capsys.readouterr().out)
+    assert first["filename"] == str(file) and others and (project / "pictures/001_predicted.png").exists()
+    assert first["probabilities"] == pytest.approx(row["probabilities"], abs=1e-5)
 
     assert run("figures", "--weights", weights) == 0
     written = [Path(path) for path in re.findall(r"wrote (.*)", capsys.readouterr().out)]

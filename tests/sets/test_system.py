@@ -240,7 +240,14 @@ def test_command_line_from_data_to_figures(project, root, ten, monkeypatch, caps
     assert f"top1 {record['top1']:.4f}" in capsys.readouterr().out
 
     assert run("predict", *ten, "--out", project / "pictures") == 0
-    assert len(json.loads(capsys.readouterr().out)) == 10 and (project / "pictures/set.png").exists()
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 10 and (project / "pictures/set.png").exists()
+    (project / "ten").mkdir()
+    for number, file in enumerate(ten):
+        shutil.copy(file, project / f"ten/{number}.png")
+    assert run("predict", project / "ten", "--out", project / "pictures") == 0
+    of_folder = json.loads(capsys.readouterr().out)
+    assert [row["score"] for row in of_folder] == pytest.approx([row["score"] for row in rows], abs=1e-5)
 
     assert run("figures") == 0
     written = [Path(path) for path in re.findall(r"wrote (.*)", capsys.readouterr().out)]
