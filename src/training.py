@@ -144,10 +144,9 @@ def to_device(batch: Any) -> Any:
 
 # ---------------------------------------------------------------------------- optimiser and precision
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimiser named by the config over the parameters that require a gradient; fused on a GPU."""
+    """The optimiser named by the config over the parameters that require a gradient, fused."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    fused = True if settings.DEVICE.type == "cuda" else None
-    return OPTIMIZERS[config.optimizer](parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+    return OPTIMIZERS[config.optimizer](parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainingConfig, steps: int):
@@ -336,7 +335,7 @@ def _resume(path: Path, model, resumable: dict[str, Any], config: TrainingConfig
         )
     checkpoints.load_weights(model, content["weights"], path)
     for group, saved in zip(resumable["optimizer"].param_groups, content["optimizer"]["param_groups"], strict=True):
-        saved["fused"] = group["fused"]  # depends on the device, which may be another one now
+        saved["fused"] = group["fused"]  # runs of older versions were not on a CPU
     for name, part in resumable.items():
         if content[name]:  # a scaler that was off has no state
             part.load_state_dict(content[name])
