@@ -74,14 +74,26 @@ def test_distances_are_those_to_the_nearest_three(count, monkeypatch):
         assert result[b, y, x].item() == pytest.approx(np.sort(distances)[:3].mean(), rel=1e-4)
 
 
-def test_a_students_error_is_its_mean_square_in_units_of_the_spread():
+def test_a_students_error_is_its_mean_square_among_whitened_vectors():
     student, vectors = features.FeatureStudent(6).eval(), torch.randn(2, 6, 3, 4)
     student.mean.copy_(torch.arange(6.0))
-    student.std.copy_(torch.arange(1.0, 7))
-    target = (vectors.movedim(1, -1) - student.mean) / student.std
+    student.whitening.copy_(torch.randn(6, 6))
+    target = (vectors.movedim(1, -1) - student.mean) @ student.whitening
     expected = (student.net(target) - target).square().mean(-1)
     assert torch.allclose(student(vectors), expected) and student(vectors).shape == (2, 3, 4)
-    assert min(layer.out_features for layer in student.net if hasattr(layer, "out_features")) < 6 * 3
+    torch.manual_seed(0)
+    noisy = target + 0.5 * torch.randn_like(target)
+    torch.manual_seed(0)
+    assert torch.allclose(student(vectors, 0.5), (student.net(noisy) - target).square().mean(-1))
+
+
+def test_whitened_vectors_are_uncorrelated_whatever_their_scale():
+    mixed = torch.randn(5000, 6) @ torch.randn(6, 6) * torch.tensor([1, 1, 9, 9, 100, 100.0]) + 3
+    whitened = (mixed - mixed.mean(0)) @ feature_fitting.whitening(mixed)
+    covariance = torch.cov(whitened.T)
+    assert (covariance - covariance.diag().diag()).abs().max() < 1e-3 and 0.9 < covariance.diag().max() <= 1
+    constant = torch.cat([mixed, torch.ones(5000, 1)], 1)
+    assert feature_fitting.whitening(constant).isfinite().all()
 
 
 @pytest.mark.parametrize("method, signals", [(ON_FEATURES[0], 1), (ON_FEATURES[1], 1), (ON_FEATURES[2], 2)])
@@ -135,7 +147,8 @@ def test_a_trained_detector_remembers_good_parts(project):
     assert memory.shape == (30, 192) and torch.cdist(memory, vectors).min(1).values.max() < 1e-3
     assert not torch.equal(memory, trained.model.memories["tiles"].vectors)
     student = trained.model.students["fabric"]
-    assert student.std.min() > 0 and torch.allclose(student.mean, vectors.mean(0), atol=0.5 * vectors.std())
+    assert torch.allclose(student.mean, vectors.mean(0), atol=0.5 * vectors.std())
+    assert student.whitening.square().sum() > 192  # not the identity that it began with
 
 
 def test_a_loaded_detector_is_the_trained_one(project):
