@@ -31,7 +31,7 @@ def fit(
     weights: Path | None,
     runs: Path,
 ) -> dict[str, list[dict]]:
-    """Give the detector its backbone, memories and students of every category; returns the students' histories.
+    """Give the detector its backbone and every category its memory or student; returns the students' histories.
 
     ``weights`` is a local state dict of the backbone, in place of torchvision's download. A student's run in ``runs``
     that was interrupted is resumed.

@@ -2,7 +2,7 @@
 
 The backbone describes every place of an image, 8 pixels apart, by one vector: the maps of its ``local`` layers side by
 side, each averaged over 3 x 3 places as PatchCore does (Roth et al., CVPR 2022, arXiv:2106.08265). What good parts are
-like is kept in two ways, each of which gives a signal:
+like is kept in one of two ways, each of which gives a signal:
 
 - ``Memory``: vectors of good parts, spread over all that occur. ``distance``: how far the nearest of them are.
 - ``FeatureStudent``: learns to free the vectors of good parts from noise. ``error``: where it changes clean ones.
@@ -96,7 +96,7 @@ class FeatureStudent(nn.Module):
 
 
 class FeatureDetector(nn.Module):
-    """The backbone, and what the method keeps of each category's good parts.
+    """The backbone, and what the method keeps of each category's good parts: a student or a memory.
 
     ``stride``: pixels between places. ``patch_size``: pixels that a place
     stands for where borders and smoothing are concerned. ``median_share``: how much of an image's median calibrated
@@ -107,21 +107,23 @@ class FeatureDetector(nn.Module):
 
     def __init__(self, config: Config, categories: Sequence[str]):
         super().__init__()
-        with_student = categories if "student" in config.method else ()
-        with_memory = categories if "neighbours" in config.method else ()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.backbone = Features(torchvision.models.get_model(config.backbone, weights=None), config.backbone)
             channels = self.backbone.channels
-            self.students = nn.ModuleDict({name: FeatureStudent(channels) for name in with_student})
-            self.memories = nn.ModuleDict({name: Memory(config.memory, channels) for name in with_memory})
+            self.students, self.memories = nn.ModuleDict(), nn.ModuleDict()
+            for name in categories:
+                if config.method == "feature_student":
+                    self.students[name] = FeatureStudent(channels)
+                else:
+                    self.memories[name] = Memory(config.memory, channels)
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor, category: str) -> torch.Tensor:
-        """Signals and contrast (S+1,B,h,w) of images float32 (B,3,H,W), normalised. The contrast is 1 everywhere.
+        """Signal and contrast (2,B,h,w) of images float32 (B,3,H,W), normalised. The contrast is 1 everywhere.
 
         Knowing the norm of the vectors did not help on validation images of magnetic tiles.
         """
         vectors = self.backbone(images)
-        parts = [parts[category] for parts in (self.students, self.memories) if category in parts]
-        return torch.stack([*(part(vectors) for part in parts), torch.ones_like(vectors[:, 0])])
+        part = (self.students or self.memories)[category]
+        return torch.stack([part(vectors), torch.ones_like(vectors[:, 0])])
