@@ -1,6 +1,7 @@
 """Training on a frozen backbone's features: memories are filled, students learn to reproduce them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from src.defects.students import Pixels
 PLACES = 256  # of each image, drawn once, that students learn from
 CANDIDATES, MOST_PLACES = 100_000, 1024  # for a memory, over all images; of one image at most
 PROJECTED = 32  # dimensions in which candidates are compared
+NOISE = 1.0  # std of what students learn to remove, in units of the whitened vectors' spread
 _LEAST_STD = 1e-2  # of the largest: a channel that hardly varies on good parts must not drown the others
+_LEAST_VARIANCE = 0.05  # is added to each: nor must a direction in which they hardly vary
 
 
 def fit(
@@ -28,7 +31,7 @@ def fit(
     weights: Path | None,
     runs: Path,
 ) -> dict[str, list[dict]]:
-    """Give the detector its backbone, memories and students of every category; returns the students' histories.
+    """Give the detector its backbone and every category its memory or student; returns the students' histories.
 
     ``weights`` is a local state dict of the backbone, in place of torchvision's download. A student's run in ``runs``
     that was interrupted is resumed.
@@ -96,15 +99,14 @@ def fit_student(
 ) -> list[dict]:
     """Train (or resume) the student of one category; the epoch is chosen on defect-free validation images."""
     train, val = (draw(backbone, part, config, PLACES) for part in (parts["train"], parts["val"].normal()))
-    mean, std = train.mean((0, 1)), train.flatten(0, 1).std(0)
-    student.mean.copy_(mean)
-    student.std.copy_(std.clamp(min=_LEAST_STD * float(std.max())))
+    student.mean.copy_(train.mean((0, 1)))
+    student.whitening.copy_(whitening(train.flatten(0, 1)))
     return training.fit(
         student,
         training.Batches(train, config, nn.Identity()),
         loss,
         partial(validate, vectors=training.to_device(val)),
-        config,
+        replace(config, amp=False),  # whitening enlarges small differences: half precision would be noise
         run_dir=run_dir,
         monitor="regression_error",
         minimize=True,
@@ -112,12 +114,25 @@ def fit_student(
     )
 
 
+def whitening(vectors: torch.Tensor) -> torch.Tensor:
+    """Matrix (D,D) that turns centred vectors (N,D) into uncorrelated ones of variance 1 (less where it was small).
+
+    Channels are standardised first, so that their scale does not matter.
+    """
+    std = vectors.std(0)
+    std = std.clamp(min=_LEAST_STD * float(std.max()))
+    variances, axes = torch.linalg.eigh(torch.cov((vectors / std).double().T))
+    return (axes / (variances + _LEAST_VARIANCE).sqrt() / std[:, None]).float()
+
+
 def loss(model: nn.Module, vectors: torch.Tensor) -> torch.Tensor:
-    """Mean error of the student over vectors (B,P,D)."""
-    return model(vectors.movedim(-1, 1)).mean()
+    """Mean error of the student over vectors (B,P,D) with noise."""
+    return model(vectors.movedim(-1, 1), NOISE).mean()
 
 
 @torch.inference_mode()
 def validate(student: FeatureStudent, vectors: torch.Tensor) -> dict[str, float]:
-    """``regression_error`` over vectors (N,P,D) of good parts, per channel (1: as the mean alone)."""
-    return {"regression_error": float(student(vectors.movedim(-1, 1)).mean())}
+    """``regression_error`` over vectors (N,P,D) of good parts, the same noise each time; 1: as the mean alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return {"regression_error": float(loss(student, vectors))}

@@ -2,14 +2,13 @@
 
 The backbone describes every place of an image, 8 pixels apart, by one vector: the maps of its ``local`` layers side by
 side, each averaged over 3 x 3 places as PatchCore does (Roth et al., CVPR 2022, arXiv:2106.08265). What good parts are
-like is kept in two ways, each of which gives a signal:
+like is kept in one of two ways, each of which gives a signal:
 
 - ``Memory``: vectors of good parts, spread over all that occur. ``distance``: how far the nearest of them are.
-- ``FeatureStudent``: learns to reproduce the vectors of good parts through a bottleneck. ``error``: where it fails.
+- ``FeatureStudent``: learns to free the vectors of good parts from noise. ``error``: where it changes clean ones.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 import torchvision
@@ -20,7 +19,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from src.backbones import BACKBONES
 from src.defects.config import Config
 
-WIDTH, CODE = 256, 16  # channels of a student's hidden layers, and of its bottleneck
+WIDTH = 512  # channels of a student's hidden layers
 NEIGHBOURS = 3  # whose mean distance counts
 _PLACES = 1024  # at a time: bounds the memory that their distances take
 
@@ -75,28 +74,29 @@ class Memory(nn.Module):
 
 
 class FeatureStudent(nn.Module):
-    """Reproduces vectors (B,D,...) from a code of few numbers, and gives its squared error there (B,...).
+    """Restores vectors (B,D,...) of good parts from noisy ones, and gives its squared error there (B,...).
 
-    An autoencoder of the frozen teacher's features, in the manner of reverse distillation (Deng & Li, CVPR 2022,
-    arXiv:2201.10703): the code can hold only what good parts show. Vectors are standardised by ``mean`` and
-    ``std`` (D,) over the training images; the error is the mean over channels.
+    A denoising autoencoder (Vincent et al., ICML 2008) of the frozen teacher's features. A student that only imitates
+    also imitates defects; noise forces it to know what good parts look like, and it moves everything else towards them.
+    Vectors are whitened by ``mean`` (D,) and ``whitening`` (D,D) of the training images: directions in which good
+    parts hardly differ count as much as others. The error is the mean over channels.
     """
 
     def __init__(self, channels: int):
         super().__init__()
-        sizes = (channels, WIDTH, CODE, WIDTH, channels)
-        linear = [nn.Linear(*pair) for pair in pairwise(sizes)]
-        self.net = nn.Sequential(linear[0], nn.GELU(), linear[1], linear[2], nn.GELU(), linear[3])
+        layers = [nn.Linear(channels, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, channels)]
+        self.net = nn.Sequential(*layers)
         self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("std", torch.ones(channels))
+        self.register_buffer("whitening", torch.eye(channels))
 
-    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        target = (vectors.movedim(1, -1) - self.mean) / self.std
-        return (self.net(target) - target).float().square().mean(-1)
+    def forward(self, vectors: torch.Tensor, noise: float = 0.0) -> torch.Tensor:
+        target = (vectors.movedim(1, -1) - self.mean) @ self.whitening
+        noisy = target + noise * torch.randn_like(target) if noise else target
+        return (self.net(noisy) - target).float().square().mean(-1)
 
 
 class FeatureDetector(nn.Module):
-    """The backbone, and what the method keeps of each category's good parts.
+    """The backbone, and what the method keeps of each category's good parts: a student or a memory.
 
     ``stride``: pixels between places. ``patch_size``: pixels that a place
     stands for where borders and smoothing are concerned. ``median_share``: how much of an image's median calibrated
@@ -107,21 +107,23 @@ class FeatureDetector(nn.Module):
 
     def __init__(self, config: Config, categories: Sequence[str]):
         super().__init__()
-        with_student = categories if "student" in config.method else ()
-        with_memory = categories if "neighbours" in config.method else ()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.backbone = Features(torchvision.models.get_model(config.backbone, weights=None), config.backbone)
             channels = self.backbone.channels
-            self.students = nn.ModuleDict({name: FeatureStudent(channels) for name in with_student})
-            self.memories = nn.ModuleDict({name: Memory(config.memory, channels) for name in with_memory})
+            self.students, self.memories = nn.ModuleDict(), nn.ModuleDict()
+            for name in categories:
+                if config.method == "feature_student":
+                    self.students[name] = FeatureStudent(channels)
+                else:
+                    self.memories[name] = Memory(config.memory, channels)
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor, category: str) -> torch.Tensor:
-        """Signals and contrast (S+1,B,h,w) of images float32 (B,3,H,W), normalised. The contrast is 1 everywhere.
+        """Signal and contrast (2,B,h,w) of images float32 (B,3,H,W), normalised. The contrast is 1 everywhere.
 
         Knowing the norm of the vectors did not help on validation images of magnetic tiles.
         """
         vectors = self.backbone(images)
-        parts = [parts[category] for parts in (self.students, self.memories) if category in parts]
-        return torch.stack([*(part(vectors) for part in parts), torch.ones_like(vectors[:, 0])])
+        part = (self.students or self.memories)[category]
+        return torch.stack([part(vectors), torch.ones_like(vectors[:, 0])])

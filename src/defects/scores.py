@@ -9,7 +9,7 @@ S_k with mean mu and the normalised teacher T (Bergmann et al., arXiv:1911.02357
 - ``calibrated``: the log of each signal, less what is usual for such a place on defect-free validation images and in
   units of its spread there, summed and smoothed. Signals are long-tailed, grow with contrast (the squared norm of what
   describes the place) and near the border, where places are seldom alike: without this, the brightest normal corner
-  outshines a fine crack. It also makes the signals of different methods comparable.
+  outshines a fine crack.
 
 Maps of several patch sizes are averaged. An image's score is the maximum of its map.
 """
@@ -33,7 +33,6 @@ SIGNALS = {
     "uninformed_students": ("error", "uncertainty"),
     "feature_student": ("error",),
     "nearest_neighbours": ("distance",),
-    "student_and_neighbours": ("error", "distance"),
 }
 HEADLINE = "calibrated"  # chosen on validation images
 RINGS = 6  # distances to the border told apart, an eighth of a patch wide (4 px at least); the last is the rest

@@ -16,9 +16,8 @@ from src.defects.config import METHODS
 from src.defects.data import DefectDataset
 from tests.defects.conftest import TINY, redirect
 
-CONFIG = replace(
-    TINY, method="student_and_neighbours", backbone="mobilenet_v2", memory=30, stride=8, epochs=2, batch_size=3
-)
+CONFIG = replace(TINY, method="nearest_neighbours", backbone="mobilenet_v2", memory=30, stride=8)
+STUDENT = replace(CONFIG, method="feature_student")
 ON_FEATURES = METHODS[1:]
 
 
@@ -27,13 +26,13 @@ def backbone() -> features.Features:
     return features.FeatureDetector(CONFIG, ()).eval().backbone
 
 
-@pytest.fixture(scope="module")
-def project(textures_root, tmp_path_factory):
-    """A project in which ``CONFIG``, which has all parts, has been trained: (its folder, what ``train`` gave)."""
+@pytest.fixture(scope="module", params=ON_FEATURES)
+def trained(request, textures_root, tmp_path_factory):
+    """What ``train`` gave in a project of its own, with each method."""
     folder = tmp_path_factory.mktemp("project")
     with pytest.MonkeyPatch.context() as patch:
         redirect(patch, textures_root.parents[1], folder)
-        yield folder, defects.train(CONFIG)
+        yield defects.train(replace(CONFIG, method=request.param))
 
 
 # --------------------------------------------------------------------------------------------- networks
@@ -74,25 +73,37 @@ def test_distances_are_those_to_the_nearest_three(count, monkeypatch):
         assert result[b, y, x].item() == pytest.approx(np.sort(distances)[:3].mean(), rel=1e-4)
 
 
-def test_a_students_error_is_its_mean_square_in_units_of_the_spread():
+def test_a_students_error_is_its_mean_square_among_whitened_vectors():
     student, vectors = features.FeatureStudent(6).eval(), torch.randn(2, 6, 3, 4)
     student.mean.copy_(torch.arange(6.0))
-    student.std.copy_(torch.arange(1.0, 7))
-    target = (vectors.movedim(1, -1) - student.mean) / student.std
+    student.whitening.copy_(torch.randn(6, 6))
+    target = (vectors.movedim(1, -1) - student.mean) @ student.whitening
     expected = (student.net(target) - target).square().mean(-1)
     assert torch.allclose(student(vectors), expected) and student(vectors).shape == (2, 3, 4)
-    assert min(layer.out_features for layer in student.net if hasattr(layer, "out_features")) < 6 * 3
+    torch.manual_seed(0)
+    noisy = target + 0.5 * torch.randn_like(target)
+    torch.manual_seed(0)
+    assert torch.allclose(student(vectors, 0.5), (student.net(noisy) - target).square().mean(-1))
 
 
-@pytest.mark.parametrize("method, signals", [(ON_FEATURES[0], 1), (ON_FEATURES[1], 1), (ON_FEATURES[2], 2)])
-def test_a_method_holds_what_it_needs(method, signals):
+def test_whitened_vectors_are_uncorrelated_whatever_their_scale():
+    mixed = torch.randn(5000, 6) @ torch.randn(6, 6) * torch.tensor([1, 1, 9, 9, 100, 100.0]) + 3
+    whitened = (mixed - mixed.mean(0)) @ feature_fitting.whitening(mixed)
+    covariance = torch.cov(whitened.T)
+    assert (covariance - covariance.diag().diag()).abs().max() < 1e-3 and 0.9 < covariance.diag().max() <= 1
+    constant = torch.cat([mixed, torch.ones(5000, 1)], 1)
+    assert feature_fitting.whitening(constant).isfinite().all()
+
+
+@pytest.mark.parametrize("method", ON_FEATURES)
+def test_a_method_holds_what_it_needs(method):
     detector = features.FeatureDetector(replace(CONFIG, method=method), ("a", "b"))
-    assert list(detector.students) == (["a", "b"] if "student" in method else [])
-    assert list(detector.memories) == (["a", "b"] if "neighbours" in method else [])
+    parts = [detector.students, detector.memories]
+    assert [list(part) for part in parts] == [["a", "b"] * (method == name) for name in ON_FEATURES]
     images = torch.randn(1, 3, 40, 48)
     result = detector(images, "b")
-    assert result.shape == (signals + 1, 1, 5, 6)
-    assert (result[-1] == 1).all() and all(signal.std() > 0 for signal in result[:-1])
+    assert result.shape == (2, 1, 5, 6)
+    assert (result[1] == 1).all() and result[0].std() > 0
 
 
 # --------------------------------------------------------------------------------------------- training
@@ -121,36 +132,37 @@ def test_a_coreset_leaves_no_candidate_far_from_it():
     assert len(few) == 20 and set(few.tolist()) == set(range(5))
 
 
-def test_a_trained_detector_remembers_good_parts(project):
-    trained = project[1]
-    assert set(trained.history) == {"fabric", "tiles"} and len(trained.history["fabric"]) == 2
-    parts = defects.datasets(CONFIG)["fabric"]
+def test_a_trained_detector_knows_good_parts(trained):
+    parts, detector = defects.datasets(CONFIG)["fabric"], trained.model
     vectors = torch.cat(
         [
-            trained.model.backbone(backbones.normalize(image)[None])[0].flatten(1).T
+            detector.backbone(backbones.normalize(image)[None])[0].flatten(1).T
             for image in feature_fitting.Pixels(parts["train"], CONFIG.image_size)
         ]
     )
-    memory = trained.model.memories["fabric"].vectors
-    assert memory.shape == (30, 192) and torch.cdist(memory, vectors).min(1).values.max() < 1e-3
-    assert not torch.equal(memory, trained.model.memories["tiles"].vectors)
-    student = trained.model.students["fabric"]
-    assert student.std.min() > 0 and torch.allclose(student.mean, vectors.mean(0), atol=0.5 * vectors.std())
+    if trained.config.method == "nearest_neighbours":
+        memory = detector.memories["fabric"].vectors
+        assert memory.shape == (30, 192) and torch.cdist(memory, vectors).min(1).values.max() < 1e-3
+        assert not torch.equal(memory, detector.memories["tiles"].vectors) and not trained.history
+    else:
+        student = detector.students["fabric"]
+        assert torch.allclose(student.mean, vectors.mean(0), atol=0.5 * vectors.std())
+        assert student.whitening.square().sum() > 192  # not the identity that it began with
+        assert set(trained.history) == {"fabric", "tiles"} and len(trained.history["fabric"]) == CONFIG.epochs
 
 
-def test_a_loaded_detector_is_the_trained_one(project):
-    trained = project[1]
-    loaded = system.load(defects, trained.source, CONFIG)
+def test_a_loaded_detector_is_the_trained_one(trained):
+    loaded = system.load(defects, trained.source, trained.config)
     assert all(map(torch.equal, loaded.model.state_dict().values(), trained.model.state_dict().values()))
     metrics = defects.evaluate(loaded)
     assert json.dumps(metrics) == json.dumps(defects.evaluate(trained))
     of_scores = metrics["categories"]["tiles"]["scores"]
-    assert list(of_scores) == ["error", "distance", "sum", "calibrated"]
+    assert list(of_scores) == [*scores.SIGNALS[trained.config.method], "calibrated"]
     assert all(0 <= row["image_auroc"] <= 1 and 0 <= row["aupro"] <= 1 for row in of_scores.values())
 
 
-def test_half_of_what_lifts_a_whole_image_is_taken_off(project, monkeypatch):
-    trained, image = project[1], defects.datasets(CONFIG)["fabric"]["test"][0]["image"][None]
+def test_half_of_what_lifts_a_whole_image_is_taken_off(trained, monkeypatch):
+    image = defects.datasets(CONFIG)["fabric"]["test"][0]["image"][None]
     arguments = (trained.model, "fabric", image, trained.calibration["fabric"], trained.config)
     (given,) = scores.score_maps(*arguments)
     monkeypatch.setattr(features.FeatureDetector, "median_share", 0)
@@ -158,31 +170,27 @@ def test_half_of_what_lifts_a_whole_image_is_taken_off(project, monkeypatch):
     raw = scores.signal_maps(*arguments[:2], scores.pixels_of(image, CONFIG), CONFIG, 8)["32"][:, 0]
     median = scores.calibrated_map(raw, trained.calibration["fabric"]["32"], 8, 32).median()
     assert median.abs() > 1e-3 and torch.allclose(untouched["calibrated"] - given["calibrated"], median / 2, atol=1e-3)
-    assert all(torch.equal(given[name], untouched[name]) for name in ("error", "distance", "sum"))
+    (signal,) = set(given) - {"calibrated"}
+    assert torch.equal(given[signal], untouched[signal])
 
 
-@pytest.mark.parametrize("method, names", [(ON_FEATURES[0], ["error"]), (ON_FEATURES[1], ["distance"])])
-def test_one_signal_alone_is_calibrated_too(project, method, names, tmp_path):
-    config = replace(CONFIG, method=method, categories=("fabric",))
-    trained = defects.train(config, run_dir=tmp_path / "runs", out=tmp_path / "one.pth")
-    assert list(defects.evaluate(trained)["scores"]) == [*names, "calibrated"]
-    both = project[1].calibration["fabric"]["32"]
-    alone = trained.calibration["fabric"]["32"]
-    place = ["error", "distance"].index(names[0])
-    assert alone["zscore"] == [pytest.approx(both["zscore"][place], rel=1e-4)]  # the parts do not depend on each other
-    rows = defects.predict(trained, [defects.datasets(config)["fabric"]["test"].items[0].image], tmp_path / "out")
-    assert rows[0]["uncertainty_path"] is None and (tmp_path / "out" / rows[0]["heatmap_path"]).exists()
+def test_what_a_method_predicts_and_draws(trained, tmp_path):
+    image = defects.datasets(CONFIG)["fabric"]["test"].items[0].image
+    one = replace(trained, config=replace(trained.config, categories=("fabric",)))
+    rows = defects.predict(one, [image], tmp_path)
+    assert rows[0]["uncertainty_path"] is None and (tmp_path / rows[0]["heatmap_path"]).exists()
     figures = defects.draw(trained, None, None)
-    assert {"heatmaps", "roc"} < set(figures) and ("curves" in figures) == ("student" in method)
+    assert {"heatmaps", "roc"} < set(figures) and ("curves" in figures) == (trained.config.method == "feature_student")
 
 
-def test_a_killed_training_resumes_to_the_same_weights(project, tmp_path, killed_at):
-    train = partial(defects.train, CONFIG, run_dir=tmp_path / "runs", out=tmp_path / "again.pth")
+def test_a_killed_training_resumes_to_the_same_weights(folders, killed_at):
+    whole = defects.train(STUDENT, run_dir=folders / "whole")
+    train = partial(defects.train, STUDENT, run_dir=folders / "runs", out=folders / "again.pth")
     killed_at(feature_fitting, 3)  # in the first category's second epoch
     with pytest.raises(KeyboardInterrupt):
         train()
     again = train()
-    assert all(map(torch.equal, again.model.state_dict().values(), project[1].model.state_dict().values()))
+    assert all(map(torch.equal, again.model.state_dict().values(), whole.model.state_dict().values()))
 
 
 def test_the_backbone_is_kept_for_the_next_training(folders, monkeypatch):
@@ -209,8 +217,7 @@ def test_a_backbone_without_places_at_an_eighth_is_refused():
 
 
 # --------------------------------------------------------------------------------------- a threshold given
-def test_predict_and_report_take_a_threshold(project, tmp_path, capsys):
-    trained = project[1]
+def test_predict_and_report_take_a_threshold(trained, tmp_path, capsys):
     image = defects.datasets(CONFIG)["fabric"]["test"].items[0].image
     (item,) = evaluation.scored(trained, "fabric", DefectDataset([data.Item(image)], tmp_path))
     arguments = ["--weights", str(trained.source), "--out", str(tmp_path / "out"), "categories=fabric"]
