@@ -21,7 +21,7 @@ from src.road.scores import TAIL_SHARES, rarity
 from src.road.transforms import preprocess
 
 ALARM = -math.log(1 - QUANTILE)  # rarity of a score at its threshold
-BATCH_PIXELS = 4_000_000  # of images that go through the network together: bounds the memory of their logits
+BATCH_PIXELS = 1_000_000  # of images that go through the network together: bounds the memory of their logits
 RAREST = -math.log(TAIL_SHARES[-1])  # rarity from which on a map is brightest
 
 
