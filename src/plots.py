@@ -66,12 +66,14 @@ def show(figure: Figure, alt: str) -> None:
 def _png(figure: Figure) -> bytes:
     """The figure as a PNG of 256 colours, a third of the size of one in full colour; closes it.
 
-    Colours that mean something are kept exactly: the reduction would give a small patch that of its surroundings.
+    Colours that mean something, those of legends among them, are kept exactly: the reduction would give a small patch
+    that of its surroundings.
     """
     drawn, reduced = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png")
     plt.close(figure)
-    meant = [(255, 255, 255), *OUTCOMES.values(), OUTLINE, *(np.array(to_rgb(color)) * 255 for color in COLORS)]
+    named = [patch.get_facecolor()[:3] for legend in figure.legends for patch in legend.get_patches()]
+    meant = [(255, 255, 255), OUTLINE, *(np.array(to_rgb(color)) * 255 for color in (*COLORS, *named))]
     meant = np.uint8(np.round([*meant, *plt.get_cmap(SCORE_MAP)(np.linspace(0, 1, 24))[:, :3] * 255]))
     with Image.open(drawn) as opened:
         picture = opened.convert("RGB")

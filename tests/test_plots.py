@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from matplotlib.patches import Patch
 from PIL import Image
 
 from src import plots, settings
@@ -48,10 +49,12 @@ def test_colours_that_mean_something_survive_the_reduction(tmp_path, monkeypatch
     monkeypatch.setattr(settings, "FIGURES_DIR", tmp_path)
     photo = np.random.default_rng(0).integers(0, 256, (90, 160, 3), np.uint8)
     photo[:, 80:] |= 252  # a pale half, close to white
-    meant = [(255, 255, 255), plots.OUTLINE, *plots.OUTCOMES.values()]
+    meant = [(255, 255, 255), plots.OUTLINE, *plots.OUTCOMES.values(), (0, 60, 100), (0, 80, 100)]
     for index, color in enumerate(meant):
-        photo[5:10, 30 * index : 30 * index + 5] = color
-    with Image.open(plots.save(plots.image_grid([[photo]]), "photo")) as picture:
+        photo[5:10, 20 * index : 20 * index + 5] = color
+    figure = plots.image_grid([[photo]])
+    figure.legend(handles=[Patch(facecolor=np.array(color) / 255) for color in meant[2:]])
+    with Image.open(plots.save(figure, "photo")) as picture:
         pixels = np.array(picture.convert("RGB"))
     drawn = set(map(tuple, pixels.reshape(-1, 3).tolist()))
     assert (pixels[:5] == 255).all()  # the margin
