@@ -69,6 +69,8 @@ def _png(figure: Figure) -> bytes:
     Colours that mean something, those of legends among them, are kept exactly: the reduction would give a small patch
     that of its surroundings.
     """
+    from scipy.spatial import KDTree
+
     drawn, reduced = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png")
     plt.close(figure)
@@ -81,8 +83,6 @@ def _png(figure: Figure) -> bytes:
     palette = np.concatenate([meant, common])
     # Pillow's own look-up in a palette takes a near colour for the nearest.
     packed, index = np.unique(np.asarray(picture) @ (1 << 16, 1 << 8, 1), return_inverse=True)
-    from scipy.spatial import KDTree
-
     nearest = KDTree(palette).query(np.stack([packed >> 16, packed >> 8 & 255, packed & 255], 1))[1]
     image = Image.fromarray(np.uint8(nearest)[index].reshape(picture.height, picture.width), "P")
     image.putpalette(palette.ravel().tolist())

@@ -335,7 +335,7 @@ def _resume(path: Path, model, resumable: dict[str, Any], config: TrainingConfig
         )
     checkpoints.load_weights(model, content["weights"], path)
     for group, saved in zip(resumable["optimizer"].param_groups, content["optimizer"]["param_groups"], strict=True):
-        saved["fused"] = group["fused"]  # runs of older versions were not on a CPU
+        saved["fused"] = group["fused"]  # older versions fused on a GPU alone
     for name, part in resumable.items():
         if content[name]:  # a scaler that was off has no state
             part.load_state_dict(content[name])

@@ -52,10 +52,9 @@ class Logits:
 
     @cached_property
     def _sums(self) -> tuple[Tensor, Tensor]:
+        parts = (self.values, self.maximum, self.prediction)
         sums = []
-        for values, maximum, prediction in zip(
-            *(part.split(STRIP, -2) for part in (self.values, self.maximum, self.prediction)), strict=True
-        ):
+        for values, maximum, prediction in zip(*(part.split(STRIP, -2) for part in parts), strict=True):
             shifted = values - maximum[:, None]
             exponentials = shifted.exp().scatter_(1, prediction[:, None], 0.0)
             sums.append(torch.stack([exponentials.sum(1), (exponentials * shifted).sum(1)]))

@@ -142,12 +142,12 @@ def _staircase(n: int, breaks: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 def _hp_residual(x: np.ndarray) -> np.ndarray:
     """What is left of x (n,) without its trend by the filter of Hodrick and Prescott (1997)."""
+    from scipy.linalg import solveh_banded
+
     bands = np.full((3, len(x)), SMOOTHING) * np.array([[1.0], [-4.0], [6.0]])
     bands[1, [1, -1]] = -2.0 * SMOOTHING
     bands[2, [0, 1, -2, -1]] = SMOOTHING * np.array([1.0, 5.0, 5.0, 1.0])
     bands[2] += 1
-    from scipy.linalg import solveh_banded
-
     return x - solveh_banded(bands, x)
 
 
