@@ -14,16 +14,8 @@ from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
 from src import plots, settings
-from src.defects.data import (
-    NESTED,
-    NORMAL,
-    SPLITS,
-    DefectDataset,
-    datasets,
-    default_root,
-    pooled,
-    require_upright_masks,
-)
+from src.defects.data import SPLITS, DefectDataset, datasets, default_root, require_upright_masks
+from src.defects.layouts import NESTED, NORMAL, pooled
 from src.defects.scores import HEADLINE, score_maps
 from src.metrics import PixelRanking, RegionOverlap, bootstrap, mean_interval, metric_from_counts
 from src.system import Trained

@@ -13,9 +13,10 @@ from torchvision.transforms.v2 import functional as TF
 
 from src import plots, settings
 from src.defects.config import Config
-from src.defects.data import NORMAL, DefectDataset
+from src.defects.data import DefectDataset
 from src.defects.dense import dense
 from src.defects.evaluation import MAX_FPR, Meter, Scored, samples, scored
+from src.defects.layouts import NORMAL
 from src.defects.model import StudentTeacher
 from src.defects.scores import HEADLINE, pixels_of
 from src.system import Trained

@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from src import plots, records, settings
-from src.defects.data import DefectDataset, Item, require_upright_masks
+from src.defects.data import DefectDataset, require_upright_masks
 from src.defects.evaluation import Meter, Scored, categories_of, samples, scored, summary
+from src.defects.layouts import Item
 from src.files import atomic
 from src.system import Trained
 

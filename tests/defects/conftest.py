@@ -10,7 +10,8 @@ from PIL import Image
 
 from src import settings
 from src.defects import Config
-from src.defects.data import NORMAL, DefectDataset, Item
+from src.defects.data import DefectDataset
+from src.defects.layouts import NORMAL, Item
 from src.synthetic import textures
 
 TEXTURE_COUNTS = {"train": 7, "test": 2, "defect": 1, "teacher": 20}

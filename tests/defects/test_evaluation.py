@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from src import defects
 from src.defects import evaluation, fitting
-from src.defects.data import NORMAL
+from src.defects.layouts import NORMAL
 from src.defects.scores import HEADLINE
 
 

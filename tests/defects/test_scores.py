@@ -9,7 +9,8 @@ from scipy import ndimage
 
 from src import backbones, defects
 from src.defects import scores
-from src.defects.data import NORMAL, DefectDataset
+from src.defects.data import DefectDataset
+from src.defects.layouts import NORMAL
 from src.defects.model import StudentTeacher
 
 CONFIG = defects.Config(
