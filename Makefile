@@ -8,12 +8,11 @@ STAMP := $(VENV)/.requirements.stamp
 
 .PHONY: run test lint unit notebooks campaign data colab submission experiments lock clean
 
-# template classic: lab, the default, leaves out the alternative texts of pictures
 run: data
 	mkdir -p build
 	$(BIN)/jupyter nbconvert --execute --to notebook --output-dir build main.ipynb
 	ln -sfn ../assets build/assets
-	$(BIN)/jupyter nbconvert --to html --template classic --embed-images --output-dir build build/main.ipynb
+	$(BIN)/jupyter nbconvert --to html --template page --TemplateExporter.extra_template_basedirs=assets --embed-images --output-dir build build/main.ipynb
 	@echo "Open build/main.html"
 
 test: lint unit notebooks

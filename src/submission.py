@@ -12,6 +12,8 @@ from src import files, settings
 
 IDENTITY = ("Student ID", "Full name", "Institutional e-mail")
 NOTEBOOK_BYTES, ARCHIVE_BYTES = 2_000_000, 20_000_000
+TEMPLATES = f"--TemplateExporter.extra_template_basedirs={settings.ROOT / 'assets'}"
+PAGE = ("--to", "html", "--template", "page", TEMPLATES, "--embed-images")  # as in the Makefile
 INCLUDED = ("main.ipynb", "README.md", "requirements.txt", "src/**/*.py", "src/**/*.html")
 
 
@@ -50,8 +52,7 @@ def write(root: Path = settings.ROOT) -> Path:
     """``build/submission.zip``. Raises InputError that lists everything that is missing."""
     notebook, build = root / "main.ipynb", root / "build"
     missing = problems(notebook)
-    page = ("--to", "html", "--embed-images", "--output-dir", str(build))
-    if not missing and (failure := _run("nbconvert", *page, str(notebook))):
+    if not missing and (failure := _run("nbconvert", *PAGE, "--output-dir", str(build), str(notebook))):
         missing = [failure]
     if missing:
         raise settings.InputError("not ready to be handed in:\n  " + "\n  ".join(missing))

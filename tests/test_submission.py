@@ -4,7 +4,7 @@ import zipfile
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from src import settings, submission
 from src.__main__ import main
@@ -82,6 +82,16 @@ def test_an_archive_too_large(project, monkeypatch):
     with pytest.raises(settings.InputError, match="would exceed 10 bytes"):
         submission.write(root)
     assert [path.name for path in (root / "build").iterdir()] == ["main.html"]
+
+
+def test_the_page_keeps_alternative_texts_and_serves_keyboard_and_phone(tmp_path):
+    metadata = {"image/png": {"alt": "a street"}}
+    image = new_output("display_data", {"image/png": "iVBORw0KGgo="}, metadata=metadata)
+    path = tmp_path / "main.ipynb"
+    path.write_text(nbformat.writes(new_notebook(cells=[new_code_cell("1", outputs=[image])])))
+    assert submission._run("nbconvert", *submission.PAGE, "--output-dir", str(tmp_path), str(path)) == ""
+    page = (tmp_path / "main.html").read_text(encoding="utf-8")
+    assert 'alt="a street"' in page and "tabIndex = 0" in page and "overflow-x: auto" in page
 
 
 def test_commands_run_as_modules_of_this_python(monkeypatch):
