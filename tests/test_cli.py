@@ -179,7 +179,7 @@ def test_a_folder_is_predicted_as_its_images_one_by_one(mini_root, tiny_weights,
         assert row.pop("image") == alone.pop("image") and row == pytest.approx(alone, abs=2e-4)
 
 
-def test_a_folder_stands_for_the_files_that_a_system_reads(tmp_path):
+def test_a_folder_stands_for_the_files_that_a_system_reads(tmp_path, capsys):
     for name in ("b.jpg", "a.PNG", "a.csv", "c.csv", ".hidden.png", "notes.txt", "below/d.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
@@ -189,7 +189,9 @@ def test_a_folder_stands_for_the_files_that_a_system_reads(tmp_path):
         return [path.name for path in __main__.input_files(system, [before, tmp_path])]
 
     assert names(road) == names(sets) == ["d.png", "a.PNG", "b.jpg"]
+    capsys.readouterr()
     assert names(series) == ["d.png", "a.PNG", "b.jpg", "c.csv"]  # a.csv holds what a.PNG shows
+    assert "read 1 series from plots, not from the CSV files" in capsys.readouterr().err
 
 
 def test_an_empty_folder_is_named(tmp_path, tiny_weights, capsys):

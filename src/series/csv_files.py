@@ -47,8 +47,12 @@ class Column(NamedTuple):
 
 
 def list_inputs(folder: Path) -> list[Path]:
-    """The series that lie directly in a folder, sorted by path."""
-    return without_doubles(list_images(folder, KINDS))
+    """The series that lie directly in a folder, sorted by path, each once: what is left out is printed."""
+    listed = list_images(folder, KINDS)
+    inputs = without_doubles(listed)
+    if len(inputs) < len(listed):
+        note(folder, f"read {len(listed) - len(inputs)} series from plots, not from the CSV files of their names")
+    return inputs
 
 
 def without_doubles(paths: list[Path]) -> list[Path]:
