@@ -296,3 +296,33 @@ def flow_diagram(
         style = {"arrowstyle": "-|>", "color": "0.3", "patchA": boxes[start], "patchB": boxes[end]}
         axis.annotate("", xy=places[end], xytext=places[start], arrowprops=style)
     return figure
+
+
+def package_diagram() -> Figure:
+    """How data pass through the modules of every system, from a data set on disk to what a reader sees."""
+    places = {
+        "data set on disk": (0, 0),
+        "synthetic": (0, 1),
+        "data": (1, 0),
+        "model": (2, 0),
+        "fitting": (3, 0),
+        "checkpoint": (4, 0),
+        "evaluation": (3, 1),
+        "record": (4, 1),
+        "figures": (3, 2),
+        "notebooks, README": (4, 2),
+    }
+    arrows = [
+        ("synthetic", "data set on disk"),
+        ("data set on disk", "data"),
+        ("data", "model"),
+        ("model", "fitting"),
+        ("fitting", "checkpoint"),
+        ("checkpoint", "evaluation"),
+        ("data", "evaluation"),
+        ("evaluation", "record"),
+        ("evaluation", "figures"),
+        ("record", "notebooks, README"),
+        ("figures", "notebooks, README"),
+    ]
+    return flow_diagram(places, arrows, trained=("checkpoint",))

@@ -1,12 +1,13 @@
 """Compares rules that join the outlier head's score with energy, on validation images: how `combined` was chosen.
 
-    python -m tests.benchmark_combined --weights FILE [--root DIR] [--images 48] [--json OUT]
+    python -m tests.benchmark_combined --weights FILE [--root DIR] [--camvid DIR] [--images 48] [--json OUT]
 
-Three kinds of anomaly, none from a test split. ``pasted``: those of ``tests.benchmark_outliers``. ``small``: the same
-objects, 2 to 8 % of the image high, standing on the road. ``left_out``: each known class that covers less than a tenth
-of the validation pixels in turn, its logit taken away: what is left does not know it, although the features still do.
-Pooled AUPR (at every second pixel but for ``small``), and its ratio to max logit's: for ``left_out`` the geometric mean
-over classes, ``all`` that of the three kinds. Not collected by pytest.
+Kinds of anomaly, none from a test split. ``pasted``: those of ``tests.benchmark_outliers``. ``small``: the same
+objects, 2 to 8 % of the image high, standing on the road. With ``--camvid`` both also on CamVid's validation frames,
+for a network trained on other streets: another town and camera. ``left_out``: each known class that covers less than a
+tenth of the validation pixels in turn, its logit taken away: what is left does not know it, although the features
+still do. Pooled AUPR (at every second pixel but for ``small``), and its ratio to max logit's: for ``left_out`` the
+geometric mean over classes, ``all`` that of the kinds. Not collected by pytest.
 """
 
 from collections.abc import Iterable
@@ -97,13 +98,18 @@ def left_out(images: Images, classes, candidates: Candidates) -> dict[str, dict[
     return by_class
 
 
-def measure(trained, root: Path | None, count: int) -> dict:
-    """``pasted``, ``small``, ``left_out``: candidate -> AUPR; ``ratios``: candidate -> kind -> ratio to max logit's."""
+def measure(trained, root: Path | None, camvid: Path | None, count: int) -> dict:
+    """Kind -> candidate -> AUPR (of ``left_out`` by class); ``ratios``: candidate -> kind -> ratio to max logit's."""
     val = road.datasets(trained.config, root, ("val",))["val"]
     normal = unchanged(trained, val, count)
     candidates = Candidates(normal, trained.calibration["tails"])
     by_class = left_out(normal, val.classes, candidates)
-    kinds = {kind: auprs(pasted(trained, val, count, kind == "small"), candidates) for kind in ("pasted", "small")}
+    streets = {"": val} | ({"_on_CamVid": data.open_split("camvid", camvid, "val")} if camvid else {})
+    kinds = {
+        f"{kind}{where}": auprs(pasted(trained, images, count, kind == "small"), candidates)
+        for where, images in streets.items()
+        for kind in ("pasted", "small")
+    }
     ratios = {}
     for name in kinds["pasted"]:
         row = {kind: values[name] / values["max_logit"] for kind, values in kinds.items()}
@@ -116,7 +122,7 @@ def measured(options) -> tuple[dict, dict, dict]:
     """Config, data and metrics of the record."""
     trained = system.load(road, options.weights, road.Config.mini())
     described = {"dataset": trained.config.dataset, "split": "val, with artificial anomalies or a class left out"}
-    return trained.config.plain(), described, measure(trained, options.root, options.images)
+    return trained.config.plain(), described, measure(trained, options.root, options.camvid, options.images)
 
 
 def show(metrics: dict) -> None:
@@ -128,6 +134,7 @@ def main() -> None:
     options = {
         "weights": {"type": Path, "required": True},
         "root": {"type": Path},
+        "camvid": {"type": Path, "help": "CamVid's folder"},
         "images": {"type": int, "default": 48},
     }
     run("tests.benchmark_combined", __doc__, options, measured, show, PROTOCOL)

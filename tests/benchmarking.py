@@ -21,7 +21,7 @@ def run(
     """Measure with the options of the command line, show what was found, and write its record where ``--json`` says.
 
     ``options``: name -> keywords of ``add_argument``. ``measure``: options -> config (with its seed) and data as
-    ``records.provenance`` takes them, and metrics. The record's command leaves out ``root``, this machine's folder.
+    ``records.provenance`` takes them, and metrics. The record's command says DIR for folders, which are this machine's.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=doc.splitlines()[0])
     for name, keywords in options.items():
@@ -32,7 +32,8 @@ def run(
     config, data, found = measure(arguments)
     show(found)
     if arguments.json:
-        given = {name: getattr(arguments, name.replace("-", "_")) for name in options if name != "root"}
+        given = {name: getattr(arguments, name.replace("-", "_")) for name in options}
+        given = {name: "DIR" if isinstance(value, Path) and value.is_dir() else value for name, value in given.items()}
         shown = [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
         command = shlex.join(["python", "-m", module, *shown])
         record = records.provenance(command, config, data, protocol, time.monotonic() - start) | found

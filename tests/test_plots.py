@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from src import plots, settings
+from src.__main__ import SYSTEMS
 
 
 @pytest.fixture(autouse=True)
@@ -204,3 +205,11 @@ def test_arrows_of_a_diagram_join_the_boxes_named():
     assert [(arrow.xyann, arrow.xy) for arrow in arrows] == [((0, 0), (1, 0)), ((1, 0), (2, 1))]
     widths = {name: box.get_bbox_patch().get_linewidth() for name, box in boxes.items()}
     assert widths["network"] > widths["image"] == widths["score"]
+
+
+def test_the_diagram_of_the_package_names_modules_that_every_system_has():
+    (axis,) = plots.package_diagram().axes
+    names = {text.get_text() for text in axis.texts}
+    modules = {"data", "model", "fitting", "evaluation", "figures"}
+    assert modules <= names
+    assert all((settings.ROOT / "src" / system / f"{name}.py").is_file() for system in SYSTEMS for name in modules)

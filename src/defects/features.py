@@ -98,12 +98,11 @@ class FeatureStudent(nn.Module):
 class FeatureDetector(nn.Module):
     """The backbone, and what the method keeps of each category's good parts: a student or a memory.
 
-    ``stride``: pixels between places. ``patch_size``: pixels that a place
-    stands for where borders and smoothing are concerned. ``median_share``: how much of an image's median calibrated
-    score is taken off all its places, because unusual light lifts them all; chosen on validation images.
+    ``stride``: pixels between places. ``patch_size``: pixels that a place stands for where borders and smoothing are
+    concerned.
     """
 
-    stride, patch_size, median_share = 8, 32, 0.5
+    stride, patch_size = 8, 32
 
     def __init__(self, config: Config, categories: Sequence[str]):
         super().__init__()

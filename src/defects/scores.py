@@ -92,7 +92,8 @@ def _scores(
         mean, std = torch.tensor(calibration[name]["zscore"]).T[:, :, None, None]
         zscores = upsample((maps[:-1] - mean) / std, stride, size)
         calibrated = calibrated_map(maps, calibration[name], stride, int(name))
-        calibrated -= getattr(model, "median_share", 0) * calibrated.median()
+        if isinstance(model, FeatureDetector):
+            calibrated -= calibrated.median()  # unusual light lifts all places of an image; chosen on validation images
         of_sizes.append(torch.stack([*zscores, smooth(upsample(calibrated, stride, size), int(name) / 8)]))
     *signals, calibrated = torch.stack(of_sizes).mean(0)
     total = {"sum": sum(signals)} if len(signals) > 1 else {}

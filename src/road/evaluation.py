@@ -39,13 +39,13 @@ SCORE_NAMES = (*SCORES, "sml_raw", "sml", "outlier", "combined")
 HEADLINE = "combined"  # the score of the headline numbers, chosen on validation images
 BASELINE = "max_logit"  # the headline of a model without outlier head or calibration
 CALIBRATION_IMAGES = 600  # of a split, at most, evenly spread: more would not move its statistics
-QUANTILE = 0.95  # at least this share of the normal validation pixels do not exceed a threshold
+QUANTILE = 0.99  # at least this share of the normal validation pixels do not exceed a threshold
 PROTOCOL = (
     "mIoU and pixel accuracy: one confusion matrix over the split at the label maps' size, classes that the truth "
     "holds, anomalies and void ignored. Scores: top level = the score named there over all labelled pixels of the "
     "split pooled, labels 0 and 3 counted as negatives; protocols.per_image = mean over images that hold an anomaly; "
     "..._ignoring_0_3 = labels 0 and 3 left out; scores.*.f1: called anomalous is what reaches the threshold, which "
-    "95 % of normal validation pixels do not exceed; by_size, objects: of the score named, by connected "
+    "99 % of normal validation pixels do not exceed; by_size, objects: of the score named, by connected "
     "components, at that threshold. Intervals: 95 %, 1000 bootstrap resamples of images."
 )
 METRICS = ("aupr", "auroc", "fpr95", "f1_max")

@@ -48,7 +48,7 @@ from src.road.transforms import Augment
 
 CORRECT, WRONG, UNLABELLED = (235, 235, 235), (213, 94, 0), (255, 255, 255)
 SHOWN_SCORES = ("max_logit", "sml", "outlier", "combined")
-RARITY_TICKS = {f"{100 * share:g} %": -math.log(share) for share in (0.05, 0.01, 0.001, 0.0001)}
+RARITY_TICKS = {f"{100 * share:g} %": -math.log(share) for share in (0.01, 0.001, 0.0001)}
 LEGEND_COLUMNS = 7
 
 

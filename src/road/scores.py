@@ -96,13 +96,12 @@ def energy(logits: Tensor | Logits) -> Tensor:
 
 
 def combined(logits: Tensor | Logits, outlier: Tensor, tails: Mapping[str, Sequence[float]]) -> Tensor:
-    """How rare the outlier head's score and energy are, by Fisher's method (1925); (B, H, W).
+    """The larger `rarity` of the outlier head's score and energy; (B, H, W).
 
-    Each counts by its `rarity`. The head finds texture and colour that no training image has, energy what resembles no
-    known class: whichever is surprised lifts the sum, in units that do not depend on the shape of either score's
-    distribution. `tails`: what `rarity` takes, of "outlier" and "energy".
+    The head finds texture and colour that no training image has, energy what resembles no known class: a pixel is as
+    anomalous as the more surprised of the two says. `tails`: what `rarity` takes, of "outlier" and "energy".
     """
-    return rarity(outlier, tails["outlier"]) + rarity(energy(logits), tails["energy"])
+    return torch.maximum(rarity(outlier, tails["outlier"]), rarity(energy(logits), tails["energy"]))
 
 
 def rarity(score: Tensor, tail: Sequence[float]) -> Tensor:

@@ -60,14 +60,18 @@ def candidates(records: Mapping[str, Mapping]) -> Rows:
     return rows | {"chance": {name: record["base_rate"] for name, record in records.items()}}
 
 
-def rules(records: Mapping[str, Mapping]) -> Rows:
-    """Rule that joins head and energy -> AUPR relative to max logit's, by record and kind of validation anomaly."""
-    rows: Rows = {}
-    for name, record in records.items():
-        for rule, ratios in record["ratios"].items():
-            columns = {f"{name}, {kind.replace('_', ' ')}": ratio for kind, ratio in ratios.items()}
-            rows.setdefault(rule, {}).update(columns)
-    return rows
+def rules(record: Mapping) -> Rows:
+    """Rule that joins head and energy -> AUPR relative to max logit's, by kind of validation anomaly, and over all."""
+    return {
+        rule: {kind.replace("_", " "): ratio for kind, ratio in ratios.items()}
+        for rule, ratios in record["ratios"].items()
+    }
+
+
+def rules_overall(records: Mapping[str, Mapping]) -> Rows:
+    """The same over all kinds (geometric mean), of several networks."""
+    rules = next(iter(records.values()))["ratios"]
+    return {rule: {name: record["ratios"][rule]["all"] for name, record in records.items()} for rule in rules}
 
 
 def across_sets(records: Mapping[str, Mapping], metric: str = "aupr") -> Rows:

@@ -390,7 +390,7 @@ def test_score_maps_names_its_maps_and_its_errors():
         scores.score_maps(logits, given, ("combined",), outlier)
     tail = torch.linspace(-4, 4, len(scores.TAIL_SHARES)).tolist()
     combined = scores.score_maps(logits, None, ("combined",), outlier, {"outlier": tail, "energy": tail})["combined"]
-    expected = scores.rarity(outlier, tail) + scores.rarity(-logits.logsumexp(1), tail)
+    expected = torch.maximum(scores.rarity(outlier, tail), scores.rarity(-logits.logsumexp(1), tail))
     torch.testing.assert_close(combined, expected)
     with pytest.raises(ValueError, match="nonsense"):
         scores.score_maps(logits, given, ("nonsense",))

@@ -40,9 +40,13 @@ def test_candidates_are_ordered_and_end_with_chance():
 
 
 def test_rules_have_a_column_for_each_kind():
-    rows = tables.rules({"mini": records.load("road", "mini_combined")})
+    record = records.load("road", "mini_combined")
+    rows = tables.rules(record)
     assert set(rows["max_logit"].values()) == {1.0}
-    assert list(rows["energy"]) == ["mini, pasted", "mini, small", "mini, left out", "mini, all"]
+    assert list(rows["energy"]) == ["pasted", "small", "left out", "all"]
+    overall = tables.rules_overall({"first": record, "second": record})
+    assert list(overall) == list(rows)
+    assert overall["energy"] == dict.fromkeys(("first", "second"), rows["energy"]["all"])
 
 
 def test_scores_across_sets_leave_out_what_a_set_lacks(record):
