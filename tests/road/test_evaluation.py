@@ -450,7 +450,7 @@ def test_detections_count_what_the_threshold_calls(case):
 
 def test_score_maps_are_grey_below_the_threshold_and_the_same_in_every_picture(case):
     items = prediction.predict_samples(case.trained, case.dataset, [0, 1])
-    threshold = float(np.interp(-np.log(0.05), -np.log(scores.TAIL_SHARES), TAIL))
+    threshold = float(np.interp(-np.log(0.01), -np.log(scores.TAIL_SHARES), TAIL))
     for item in items:
         score = prediction.prediction_maps(case.trained, item, ("outlier",))["outlier"]
         picture = prediction.score_map(item.image, score, TAIL.tolist())
