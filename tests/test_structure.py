@@ -162,9 +162,21 @@ def test_what_is_public_has_a_docstring(name):
 
 
 def tokens(text: str) -> int:
-    """Names, numbers, operators and strings: what there is to read, however it is broken into lines."""
+    """Names, numbers, operators and strings: what there is to read, however it is broken into lines.
+
+    An f-string counts once, as before Python 3.12, which tells its parts apart.
+    """
     kinds = (tokenize.NAME, tokenize.NUMBER, tokenize.OP, tokenize.STRING)
-    return sum(token.type in kinds for token in tokenize.generate_tokens(io.StringIO(text).readline))
+    start, end = (getattr(tokenize, name, None) for name in ("FSTRING_START", "FSTRING_END"))
+    count = depth = 0
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        count += depth == 0 and token.type in (*kinds, start)
+        depth += (token.type == start) - (token.type == end)
+    return count
+
+
+def test_an_f_string_is_one_token_with_every_python():
+    assert tokens('x = f"{a + b} {c!r}"\n') == 3
 
 
 def test_modules_and_the_whole_stay_small():
