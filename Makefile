@@ -1,6 +1,6 @@
 # make run    a fresh clone to an executed main.ipynb under build/
 # make test   lint, unit tests and strict re-execution of every notebook
-# make campaign   200 kills and 1,000 mutated inputs: about an hour
+# make campaign   200 kills and 1,000 mutated inputs: half an hour
 PYTHON ?= python3
 VENV := .venv
 BIN := $(abspath $(VENV))/bin

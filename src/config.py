@@ -79,6 +79,7 @@ class TrainingConfig(Config):
     """How to train."""
 
     REMOVED = {"accumulate": 1, "per_epoch": False}
+    FEWEST_EPOCHS: ClassVar[int] = 1
 
     seed: int = settings.SEED
     epochs: int = 30
@@ -100,7 +101,7 @@ class TrainingConfig(Config):
         self.expect(
             optimizer=(self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
             schedule=(self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
-            epochs=(self.epochs >= 1, "1 or more"),
+            epochs=(self.epochs >= self.FEWEST_EPOCHS, f"{self.FEWEST_EPOCHS} or more"),
             batch_size=(self.batch_size >= 1, "1 or more"),
             lr=(0 <= self.lr < float("inf"), "a number from 0"),
             weight_decay=(0 <= self.weight_decay < float("inf"), "a number from 0"),

@@ -21,6 +21,7 @@ class Config(SystemConfig):
 
     RENAMED = {("augmentation", "user"): "flip_color"}
     REMOVED = {"focal_gamma": 0.0}
+    FEWEST_EPOCHS = 0  # the segmenter stays that of the weights which training begins with
 
     backbone: str = "mobilenet_v2"
     width: float = 1.0  # channel multiplier of mobilenet_v2
@@ -31,6 +32,7 @@ class Config(SystemConfig):
     augmentation: str = "flip"
     balance: bool = False  # weigh classes by 1/sqrt(pixel share) in the loss
     aux_weight: float = 0.4
+    decoder_epochs: int = 0  # of training a decoder that refines the logits, on the frozen network; 0 = no decoder
     outlier_epochs: int = 0  # of training a head that scores outliers, on the frozen backbone; 0 = no such head
     fine_outlier_head: bool = False  # it scores at 1/8 of the image's resolution, not at the deepest features'
 
@@ -51,6 +53,7 @@ class Config(SystemConfig):
                 crop or "(height,width) in pixels, or None",
             ),
             aux_weight=(0 <= self.aux_weight < float("inf"), "a weight from 0"),
+            decoder_epochs=(self.decoder_epochs >= 0, "1 or more, or 0 for no decoder"),
             outlier_epochs=(self.outlier_epochs >= 0, "1 or more, or 0 for no outlier head"),
         )
 
@@ -91,13 +94,14 @@ class Config(SystemConfig):
             schedule="poly",
             warmup=100,
             clip_norm=5.0,
+            decoder_epochs=8,
             outlier_epochs=8,
             fine_outlier_head=True,
         )
         if dataset != "cityscapes":
             return recipe
         # 2,678 frames, an epoch takes minutes: a run is 100 of them, and the next goes on from its weights
-        return replace(recipe, image_size=(384,), crop_size=(256, 256), epochs=4, outlier_epochs=2)
+        return replace(recipe, image_size=(384,), crop_size=(256, 256), epochs=4, decoder_epochs=2, outlier_epochs=2)
 
     @classmethod
     def full(cls) -> Self:

@@ -1,4 +1,4 @@
-"""Train a road model: the segmenter, then its outlier head; then calibrate the scores."""
+"""Train a road model: the segmenter, its decoder, its outlier head; then calibrate the scores."""
 
 from dataclasses import replace
 from functools import partial
@@ -15,8 +15,21 @@ from src.road import outliers
 from src.road.config import Config
 from src.road.data import IGNORE, RoadDataset, class_weights, dataset_class, datasets, known_only, paths
 from src.road.evaluation import calibrate
-from src.road.model import build_model, build_outlier_head, infer, load_by_class, load_pretrained
+from src.road.model import (
+    build_decoder,
+    build_model,
+    build_outlier_head,
+    decoder_inputs,
+    infer,
+    layer_outputs,
+    load_by_class,
+    load_pretrained,
+)
 from src.road.transforms import Augment, evaluation_loader
+
+# A part that is trained after the segmenter -> the settings that shape it.
+PARTS = {"decoder": ("decoder_epochs",), "outlier_head": ("outlier_epochs", "fine_outlier_head")}
+DECODER_LR = 2e-3
 
 
 def train(
@@ -31,8 +44,10 @@ def train(
 
     ``weights`` is a checkpoint of this system to go on from, or a local file for the config's ``pretrained`` weights,
     in place of torchvision's download.
-    The epoch is chosen by validation mIoU; then the outlier head is trained, if the config has one. The file is stored
-    in fp16 where that brings it under ``checkpoints.LIMIT``; calibration is that of the stored weights.
+    The epoch is chosen by validation mIoU; then decoder and outlier head are trained, if the config has them. With
+    ``epochs=0`` the segmenter stays as the checkpoint has it, and so do those of its parts that were trained alike.
+    The file is stored in fp16 where that brings it under ``checkpoints.LIMIT``; calibration is that of the stored
+    weights.
     """
     check_batch_size(config)
     run_dir = run_dir or settings.RUNS_DIR / "road" / config.dataset
@@ -40,17 +55,25 @@ def train(
     splits = datasets(config, root, ("train", "val"))
     fingerprint = fingerprint_of(splits)
 
-    segmenter_config = replace(config, outlier_epochs=0, fine_outlier_head=False)  # the head is no part of its run
+    segmenter_config = replace(config, decoder_epochs=0, outlier_epochs=0, fine_outlier_head=False)  # no parts yet
     model = build_model(segmenter_config)
-    start_from(model, config, weights)
-    extras = {"history": fit_segmenter(model, splits, segmenter_config, run_dir, fingerprint)}
-
+    given = start_from(model, config, weights)
+    if config.epochs:
+        extras = {"history": fit_segmenter(model, splits, segmenter_config, run_dir, fingerprint)}
+    else:
+        extras = kept_extras(config, given)
+    if config.decoder_epochs:
+        settings.seed_everything(config.seed)
+        model.decoder = build_decoder(config, model.backbone)
+        if not taken_over(model.decoder, "decoder", config, given):
+            extras["decoder_history"] = fit_decoder(model, splits, config, run_dir / "decoder", fingerprint)
     if config.outlier_epochs:
         settings.seed_everything(config.seed)
         model.outlier_head = build_outlier_head(config, model.backbone)
-        extras["outlier_history"] = outliers.fit(
-            model, splits["train"], splits["val"], config, run_dir / "outliers", fingerprint
-        )
+        if not taken_over(model.outlier_head, "outlier_head", config, given):
+            extras["outlier_history"] = outliers.fit(
+                model, splits["train"], splits["val"], config, run_dir / "outliers", fingerprint
+            )
 
     half = checkpoints.round_to_fit(model)
     extras["calibration"] = calibrate(model, splits, config)
@@ -77,15 +100,16 @@ def fingerprint_of(splits: dict[str, RoadDataset]) -> str:
     return records.fingerprint(files, splits["train"].root)["sha256"]
 
 
-def start_from(model: nn.Module, config: Config, weights: Path | None) -> None:
+def start_from(model: nn.Module, config: Config, weights: Path | None) -> dict:
     """Fill a fresh segmenter from ``weights``: a checkpoint of this system, or the config's ``pretrained`` weights.
 
     Of a checkpoint, backbone, ASPP and the class rows of equal names are taken over, whatever data set it is of.
+    Returns the checkpoint's content, {} for pretrained weights.
     """
     content = checkpoints.read(weights) if weights else {}
     if "format" not in content:
         load_pretrained(model, config.backbone, config.pretrained, weights)
-        return
+        return {}
     content = checkpoints.load(weights)
     their_classes = class_names(content["config"]["dataset"])
     classes = class_names(config.dataset)
@@ -94,6 +118,32 @@ def start_from(model: nn.Module, config: Config, weights: Path | None) -> None:
         f"{weights}: starts from its weights, with the rows of {len(shared)} of {len(classes)} classes: "
         f"{', '.join(shared)}"
     )
+    return content
+
+
+def kept_extras(config: Config, given: dict) -> dict:
+    """What stays beside the weights of a segmenter that is not trained again."""
+    if given.get("config", {}).get("dataset") != config.dataset:
+        raise settings.InputError(
+            f"epochs=0: expected --weights of a segmenter trained on {config.dataset}; else set epochs=1 or more"
+        )
+    return dict(given.get("extras", {}))
+
+
+def taken_over(part: nn.Module, name: str, config: Config, given: dict) -> bool:
+    """Fill a decoder or outlier head from the checkpoint that training began with, if it was trained there alike.
+
+    It was if nothing before it changed (``epochs=0``), and ``PARTS`` names no setting in which the configs differ.
+    """
+    if config.epochs:
+        return False
+    theirs = Config().plain() | Config.current(given["config"])
+    if any(theirs[setting] != getattr(config, setting) for setting in PARTS[name]):
+        return False
+    prefix = f"{name}."
+    state = {key.removeprefix(prefix): value for key, value in given["weights"].items() if key.startswith(prefix)}
+    checkpoints.load_weights(part, state, f"{name} of the weights to begin with")
+    return True
 
 
 def class_names(dataset: str) -> list[str]:
@@ -144,6 +194,32 @@ def segmentation_loss(
     main = F.cross_entropy(outputs["out"].float(), mask, class_weights, ignore_index=IGNORE)
     auxiliary = F.cross_entropy(outputs["aux"].float(), mask, class_weights, ignore_index=IGNORE)
     return main + aux_weight * auxiliary
+
+
+def fit_decoder(
+    model: nn.Module, splits: dict[str, RoadDataset], config: Config, run_dir: Path, fingerprint: str | None
+) -> list[dict]:
+    """Train (or resume) ``model.decoder`` on the frozen network, which is left in eval mode; returns the history."""
+    model = model.to(settings.DEVICE, memory_format=torch.channels_last).eval()
+    weights = class_weights(splits["train"]).to(settings.DEVICE) if config.balance else None
+    loaders = get_dataloaders(config, splits)
+
+    def loss(decoder: nn.Module, batch: dict) -> torch.Tensor:
+        with torch.no_grad():
+            inputs = decoder_inputs(model, layer_outputs(model.backbone, model.decoder.names, batch["image"]))
+        logits = F.interpolate(decoder(*inputs).float(), batch["mask"].shape[-2:], mode="bilinear")
+        return F.cross_entropy(logits, batch["mask"], weights, ignore_index=IGNORE)
+
+    return training.fit(
+        model.decoder,
+        loaders["train"],
+        loss,
+        lambda _: validate(model, loaders["val"], splits["val"]),
+        replace(config, epochs=config.decoder_epochs, optimizer="adamw", lr=DECODER_LR, schedule="cosine", warmup=50),
+        run_dir=run_dir,
+        monitor="miou",
+        fingerprint=fingerprint,
+    )
 
 
 def validate(model: nn.Module, loader: DataLoader, dataset: RoadDataset) -> dict[str, float]:

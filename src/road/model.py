@@ -1,4 +1,4 @@
-"""DeepLabV3 (Chen et al., arXiv:1706.05587) with an auxiliary head, from torchvision's parts, and the outlier head.
+"""DeepLabV3 (Chen et al., arXiv:1706.05587) with an auxiliary head, from torchvision's parts; decoder and outlier head.
 
 Parameter names are torchvision's own (``backbone.*``, ``classifier.*``, ``aux_classifier.*``), so its
 weight files, and checkpoints that others trained with it, load as they are.
@@ -24,27 +24,30 @@ from src.road.data import dataset_class
 
 ATROUS_RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
 CLASS_LAYERS = ("classifier.4.", "aux_classifier.4.")
+CONTEXT_WIDTH = 256  # channels of torchvision's DeepLabV3 before its class layer
 HEAD_WIDTH, HEAD_DROPOUT = 256, 0.1
 
 
 def build_model(config: Config, extras: dict[str, Any] | None = None) -> nn.Module:
     """DeepLabV3 for the known classes of the config's data set, randomly initialised from its seed.
 
-    With ``outlier_epochs`` it has an ``outlier_head``. ``extras`` of a checkpoint do not shape it.
+    It has a ``decoder`` with ``decoder_epochs``, an ``outlier_head`` with ``outlier_epochs``. ``extras`` change nothing.
     """
     settings.seed_everything(config.seed)
     classes = len(dataset_class(config.dataset).classes)
     if not classes:
         raise settings.InputError(f"{config.dataset} names no classes to train on; use it with `evaluate` only")
     model = deeplabv3(config.backbone, classes, config.output_stride, config.width)
+    if config.decoder_epochs:
+        model.decoder = build_decoder(config, model.backbone)
     if config.outlier_epochs:
         model.outlier_head = build_outlier_head(config, model.backbone)
     return model
 
 
 def from_state_dict(config: Config, state: dict[str, Tensor], source: Path | str) -> tuple[Config, nn.Module]:
-    """The model of a bare torchvision state dict, and its config: it has no outlier head."""
-    config = replace(config, outlier_epochs=0)
+    """The model of a bare torchvision state dict, and its config: it has no decoder and no outlier head."""
+    config = replace(config, decoder_epochs=0, outlier_epochs=0)
     model = build_model(config)
     load_segmentation(model, state, source)
     return config, model.eval()
@@ -108,6 +111,60 @@ def layer_outputs(backbone: nn.ModuleDict, names: Sequence[str], images: Tensor)
     return outputs
 
 
+class Decoder(nn.Module):
+    """What is added to coarse logits (B,K,h,w) to refine them at 1/4 of the image's resolution: (B,K,H/4,W/4).
+
+    As in DeepLabV3+ (Chen et al., arXiv:1802.02611) fine features show it edges and thin things that a cell of 1/16
+    cannot hold. It begins as a decoder that adds nothing, so that it can be trained after the network. ``names``: the
+    stages of the backbone; ``channels``: of the first two, at 1/4 and 1/8.
+    """
+
+    def __init__(self, names: Sequence[str], channels: Sequence[int], num_classes: int):
+        super().__init__()
+        self.names = tuple(names)
+        self.fine, self.middle = _pointwise(channels[0], 32), _pointwise(channels[1], 32)
+        self.context = _pointwise(CONTEXT_WIDTH, 64)
+        self.net = nn.Sequential(
+            _depthwise(128 + num_classes),
+            _pointwise(128 + num_classes, 128),
+            _depthwise(128),
+            _pointwise(128, 128),
+            nn.Conv2d(128, num_classes, 1),
+        )
+        nn.init.zeros_(self.net[-1].weight)
+        nn.init.zeros_(self.net[-1].bias)
+
+    def forward(self, fine: Tensor, middle: Tensor, context: Tensor, logits: Tensor) -> Tensor:
+        size = fine.shape[-2:]
+        logits = _resized(logits, size)
+        parts = [self.fine(fine), _resized(self.middle(middle), size), _resized(self.context(context), size), logits]
+        return logits + self.net(torch.cat(parts, 1))
+
+
+def _pointwise(channels: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+
+
+def _depthwise(channels: int) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU())
+
+
+def build_decoder(config: Config, features: nn.ModuleDict) -> Decoder:
+    """A decoder that adds nothing yet, for a model of this config."""
+    names = stages(config.backbone)
+    channels = [_channels(features[name]) for name in names[:2]]
+    return Decoder(names, channels, len(dataset_class(config.dataset).classes))
+
+
+def decoder_inputs(model: nn.Module, features: dict[str, Tensor]) -> list[Tensor]:
+    """What a decoder takes: features at 1/4 and 1/8, those before the class layer, and its logits."""
+    fine, middle, *_, context = features.values()
+    for layer in list(model.classifier)[:-1]:
+        context = layer(context)
+    return [fine, middle, context, model.classifier[-1](context)]
+
+
 class OutlierHead(nn.Module):
     """Features of several depths, dict of (B,C,h,w) -> logits (B,h,w) of "anomalous", at the deepest's resolution.
 
@@ -152,9 +209,12 @@ def infer(model: nn.Module, images: Tensor, size: tuple[int, int]) -> tuple[Tens
 
     float32 at ``size``, bilinear from the model's own resolution; the auxiliary head stays idle.
     """
-    head = getattr(model, "outlier_head", None)
-    features = layer_outputs(model.backbone, head.names, images) if head else {"out": model.backbone(images)["out"]}
-    logits = F.interpolate(model.classifier([*features.values()][-1]).float(), size, mode="bilinear")
+    decoder, head = getattr(model, "decoder", None), getattr(model, "outlier_head", None)
+    part = decoder or head
+    features = layer_outputs(model.backbone, part.names if part else [*model.backbone][-1:], images)
+    deepest = [*features.values()][-1]
+    logits = decoder(*decoder_inputs(model, features)) if decoder else model.classifier(deepest)
+    logits = F.interpolate(logits.float(), size, mode="bilinear")
     return logits, F.interpolate(head(features)[:, None].float(), size, mode="bilinear")[:, 0] if head else None
 
 
@@ -202,7 +262,7 @@ def _shape(state: dict[str, Tensor], name: str) -> torch.Size | None:
 def load_by_class(
     model: DeepLabV3, state: dict[str, Tensor], source: Any, their_classes: Sequence[str], classes: Sequence[str]
 ) -> list[str]:
-    """Fill a model of ``classes`` from the weights of one of ``their_classes``; an outlier head is left.
+    """Fill a model of ``classes`` from the weights of one of ``their_classes``; its decoder and head are left.
 
     Class layers take over the rows whose classes have one name and keep their own otherwise; all else must fit.
     Returns the names of the classes that were taken over.
@@ -211,7 +271,7 @@ def load_by_class(
     rows = [classes.index(name) for name in shared]
     their_rows = [their_classes.index(name) for name in shared]
     fresh = model.state_dict()
-    state = {name: tensor for name, tensor in state.items() if not name.startswith("outlier_head.")}
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(("decoder.", "outlier_head."))}
     for name in fresh.keys() & state.keys():
         if name.startswith(CLASS_LAYERS) and fresh[name].shape[1:] == state[name].shape[1:]:
             fresh[name][rows] = state[name][their_rows]

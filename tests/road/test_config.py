@@ -24,7 +24,8 @@ from src.road import config, data
         ("crop_size=(8,)", "crop_size=.8,.: expected"),
         ("aux_weight=-1", "aux_weight=-1.0: expected a weight from 0"),
         ("outlier_epochs=-1", "outlier_epochs=-1: expected"),
-        ("epochs=0", "epochs=0: expected"),
+        ("decoder_epochs=-1", "decoder_epochs=-1: expected"),
+        ("epochs=-1", "epochs=-1: expected 0 or more"),
     ],
 )
 def test_wrong_values_name_the_setting_and_its_range(pair, message):
@@ -39,7 +40,7 @@ def test_names_of_older_versions_are_read():
 
 def test_a_run_on_cityscapes_is_cut_short():
     cityscapes, camvid = (road.Config.real(dataset).plain() for dataset in ("cityscapes", "camvid"))
-    short = {"image_size": [384], "crop_size": [256, 256], "epochs": 4, "outlier_epochs": 2}
+    short = {"image_size": [384], "crop_size": [256, 256], "epochs": 4, "decoder_epochs": 2, "outlier_epochs": 2}
     assert cityscapes == camvid | short | {"dataset": "cityscapes"}
 
 
