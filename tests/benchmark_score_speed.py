@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from src import road, settings, system
-from src.road.model import layer_outputs
+from src.road.model import class_logits, layer_outputs
 from src.road.scores import TAIL_SHARES, ClassStatistics, combined, sml
 from tests.benchmarking import run
 
@@ -48,7 +48,7 @@ def measure(model, size: tuple[int, int], repeat: int) -> dict[str, float]:
     rows = []
     for _ in range(repeat + 1):
         deep, features = timed(lambda: layer_outputs(model.backbone, head.names, image))
-        rest, logits = timed(lambda: enlarge(model.classifier([*features.values()][-1])))  # noqa: B023
+        rest, logits = timed(lambda: enlarge(class_logits(model, features)))  # noqa: B023
         calibration = ClassStatistics(logits.shape[1])
         calibration.update(logits)
         class_statistics = calibration.compute()

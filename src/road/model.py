@@ -31,7 +31,7 @@ HEAD_WIDTH, HEAD_DROPOUT = 256, 0.1
 def build_model(config: Config, extras: dict[str, Any] | None = None) -> nn.Module:
     """DeepLabV3 for the known classes of the config's data set, randomly initialised from its seed.
 
-    It has a ``decoder`` with ``decoder_epochs``, an ``outlier_head`` with ``outlier_epochs``. ``extras`` change nothing.
+    It has a ``decoder`` with ``decoder_epochs``, an ``outlier_head`` with ``outlier_epochs``. ``extras`` are not used.
     """
     settings.seed_everything(config.seed)
     classes = len(dataset_class(config.dataset).classes)
@@ -165,6 +165,13 @@ def decoder_inputs(model: nn.Module, features: dict[str, Tensor]) -> list[Tensor
     return [fine, middle, context, model.classifier[-1](context)]
 
 
+def class_logits(model: nn.Module, features: dict[str, Tensor]) -> Tensor:
+    """Logits (B,K,h,w) of backbone features: of the decoder, or at the deepest features' resolution without one."""
+    if hasattr(model, "decoder"):
+        return model.decoder(*decoder_inputs(model, features))
+    return model.classifier([*features.values()][-1])
+
+
 class OutlierHead(nn.Module):
     """Features of several depths, dict of (B,C,h,w) -> logits (B,h,w) of "anomalous", at the deepest's resolution.
 
@@ -212,9 +219,7 @@ def infer(model: nn.Module, images: Tensor, size: tuple[int, int]) -> tuple[Tens
     decoder, head = getattr(model, "decoder", None), getattr(model, "outlier_head", None)
     part = decoder or head
     features = layer_outputs(model.backbone, part.names if part else [*model.backbone][-1:], images)
-    deepest = [*features.values()][-1]
-    logits = decoder(*decoder_inputs(model, features)) if decoder else model.classifier(deepest)
-    logits = F.interpolate(logits.float(), size, mode="bilinear")
+    logits = F.interpolate(class_logits(model, features).float(), size, mode="bilinear")
     return logits, F.interpolate(head(features)[:, None].float(), size, mode="bilinear")[:, 0] if head else None
 
 
