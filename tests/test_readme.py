@@ -33,8 +33,8 @@ EXEMPT = {
     "torchrun": 1,
 }
 TINY = {  # settings of a training that takes seconds; pretrained weights would come from the network
-    "road": "pretrained=none image_size=(48,) crop_size=(32,48) epochs=1 decoder_epochs=1 outlier_epochs=1 batch_size=2 "
-    "workers=0",
+    "road": "pretrained=none image_size=(48,) crop_size=(32,48) epochs=1 decoder_epochs=1 outlier_epochs=1 "
+    "batch_size=2 workers=0",
     "defects": "image_size=64 crop_size=0 epochs=1 students=1 width=4 batch_size=2 workers=0",
     "sets": "pretrained=none image_size=32 epochs=1 pool=3,10 batch_size=8 val_sets=20 test_sets=20 workers=0",
     "series": "epochs=1 folds=2 batch_size=8 workers=0",
