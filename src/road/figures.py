@@ -58,17 +58,20 @@ def data_flow() -> Figure:
         "image": (0, 0.5),
         "backbone": (1, 0.5),
         "ASPP": (2, 0),
-        "logits": (3, 0),
-        "MSP, entropy, max logit, SML": (4.7, 0),
-        "outlier head": (2, 1),
-        "energy": (3.6, 0.6),
-        "combined": (4.6, 1),
-        "threshold": (5.7, 1),
+        "decoder": (2.9, 0.3),
+        "logits": (3.8, 0),
+        "MSP, entropy, max logit, SML": (5.5, 0),
+        "outlier head": (2.5, 1),
+        "energy": (4.4, 0.6),
+        "combined": (5.4, 1),
+        "threshold": (6.4, 1),
     }
     arrows = [
         ("image", "backbone"),
         ("backbone", "ASPP"),
-        ("ASPP", "logits"),
+        ("ASPP", "decoder"),
+        ("backbone", "decoder"),
+        ("decoder", "logits"),
         ("logits", "MSP, entropy, max logit, SML"),
         ("logits", "energy"),
         ("backbone", "outlier head"),
@@ -76,7 +79,7 @@ def data_flow() -> Figure:
         ("energy", "combined"),
         ("combined", "threshold"),
     ]
-    return plots.flow_diagram(places, arrows, trained=("backbone", "ASPP", "outlier head"))
+    return plots.flow_diagram(places, arrows, trained=("backbone", "ASPP", "decoder", "outlier head"))
 
 
 def draw(trained: system.Trained, root: Path | None, dataset: str) -> dict[str, Figure]:
