@@ -218,7 +218,7 @@ def infer(model: nn.Module, images: Tensor, size: tuple[int, int]) -> tuple[Tens
     """
     decoder, head = getattr(model, "decoder", None), getattr(model, "outlier_head", None)
     part = decoder or head
-    features = layer_outputs(model.backbone, part.names if part else [*model.backbone][-1:], images)
+    features = layer_outputs(model.backbone, part.names, images) if part else model.backbone(images)
     logits = F.interpolate(class_logits(model, features).float(), size, mode="bilinear")
     return logits, F.interpolate(head(features)[:, None].float(), size, mode="bilinear")[:, 0] if head else None
 
