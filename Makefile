@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.requirements.stamp
+# Two processes of one thread each, whole files to either, so that notebooks run from top to bottom.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 .PHONY: run test lint unit notebooks campaign data colab submission experiments lock clean
 
@@ -22,10 +24,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 
 unit: $(STAMP)
-	$(BIN)/pytest
+	$(PYTEST)
 
 notebooks: data
-	$(BIN)/pytest --nbval --nbval-cell-timeout=600 -p no:cacheprovider main.ipynb notebooks
+	$(PYTEST) --nbval --nbval-cell-timeout=600 -p no:cacheprovider main.ipynb notebooks
 
 campaign: $(STAMP)
 	$(BIN)/python -m tests.campaign 200 1000
