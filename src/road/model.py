@@ -112,10 +112,10 @@ def layer_outputs(backbone: nn.ModuleDict, names: Sequence[str], images: Tensor)
 
 
 class Decoder(nn.Module):
-    """What is added to coarse logits (B,K,h,w) to refine them at 1/4 of the image's resolution: (B,K,H/4,W/4).
+    """Coarse logits (B,K,h,w), refined at 1/4 of the image's resolution: (B,K,H/4,W/4).
 
     As in DeepLabV3+ (Chen et al., arXiv:1802.02611) fine features show it edges and thin things that a cell of 1/16
-    cannot hold. It begins as a decoder that adds nothing, so that it can be trained after the network. ``names``: the
+    cannot hold. What it adds to the logits begins as zero, so that it can be trained after the network. ``names``: the
     stages of the backbone; ``channels``: of the first two, at 1/4 and 1/8.
     """
 
