@@ -21,7 +21,7 @@ class Config(SystemConfig):
 
     RENAMED = {("augmentation", "user"): "flip_color"}
     REMOVED = {"focal_gamma": 0.0}
-    FEWEST_EPOCHS = 0  # the segmenter stays that of the weights which training begins with
+    FEWEST_EPOCHS = 0  # 0: the segmenter stays as it is in the checkpoint that --weights names
 
     backbone: str = "mobilenet_v2"
     width: float = 1.0  # channel multiplier of mobilenet_v2
