@@ -251,7 +251,7 @@ def fit(
     Returns one dict an epoch: epoch, loss, lr, seconds and what ``validate`` gave.
 
     Raises NonFiniteLoss (the checkpoints of the last good epoch stay), CheckpointError for a ``last.pth``
-    of another config or of other data, and InputError for a monitored metric that is NaN.
+    of another config, other data or other weights to begin with, and InputError for a monitored metric that is NaN.
     """
     rank, world = start_distributed()
     last, best = Path(run_dir) / "last.pth", Path(run_dir) / "best.pth"
@@ -330,8 +330,8 @@ def _resume(path: Path, model, resumable: dict[str, Any], config: TrainingConfig
     began_with = content.get("fingerprint")  # runs of older versions have none
     if fingerprint and began_with and fingerprint != began_with:
         raise checkpoints.CheckpointError(
-            f"{path.parent} holds a run on other data: move {path.parent} away to start anew, or train on the data it "
-            "began with"
+            f"{path.parent} holds a run on other data, or from other weights: move {path.parent} away to start "
+            "anew, or train with what it began with"
         )
     checkpoints.load_weights(model, content["weights"], path)
     for group, saved in zip(resumable["optimizer"].param_groups, content["optimizer"]["param_groups"], strict=True):

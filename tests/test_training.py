@@ -308,7 +308,7 @@ def test_resuming_on_other_data_is_refused(tmp_path):
     run(tmp_path / "run", fingerprint="a")
     run(tmp_path / "run", fingerprint="a")
     with pytest.raises(
-        checkpoints.CheckpointError, match=r"run on other data: move .*/run away .* or train on"
+        checkpoints.CheckpointError, match=r"run on other data, or from other weights: move .*/run away .* or train"
     ) as error:
         run(tmp_path / "run", fingerprint="b")
     assert "\n" not in str(error.value)

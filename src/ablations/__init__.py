@@ -74,7 +74,7 @@ def description(bench: Bench, entry: Any) -> dict:
     """The settings in a record: the base, and what was changed."""
     base = {key: value for key, value in bench.base.plain().items() if key != "seed"}
     if callable(entry):
-        return {"base": base, "changes": {"method": f"{entry.func.__name__} {entry.args[0]}"}}
+        return {"base": base, "changes": {"method": entry.__name__}}
     return records.plain({"base": base, "changes": {key: _portable(value) for key, value in entry.items()}})
 
 

@@ -27,8 +27,7 @@ from src.road.model import (
 )
 from src.road.transforms import Augment, evaluation_loader
 
-# A part that is trained after the segmenter -> the settings that shape it.
-PARTS = {"decoder": ("decoder_epochs",), "outlier_head": ("outlier_epochs", "fine_outlier_head")}
+HEAD_SETTINGS = ("outlier_epochs", "fine_outlier_head")  # what shapes an outlier head on a given network
 DECODER_LR = 2e-3
 
 
@@ -44,8 +43,9 @@ def train(
 
     ``weights`` is a checkpoint of this system to go on from, or a local file for the config's ``pretrained`` weights,
     in place of torchvision's download.
-    The epoch is chosen by validation mIoU; then decoder and outlier head are trained, if the config has them. With
-    ``epochs=0`` the segmenter stays as the checkpoint has it, and so do those of its parts that were trained alike.
+    The epoch is chosen by validation mIoU; then a decoder is trained on the frozen segmenter, if the config has one
+    and ``weights`` none of the same data set, which would be trained with the segmenter; then the outlier head. With
+    ``epochs=0`` the segmenter stays as the checkpoint has it, and so does an outlier head that was trained alike.
     The file is stored in fp16 where that brings it under ``checkpoints.LIMIT``; calibration is that of the stored
     weights.
     """
@@ -53,7 +53,7 @@ def train(
     run_dir = run_dir or settings.RUNS_DIR / "road" / config.dataset
     out = out or settings.WEIGHTS_DIR / "road" / f"{config.weights_name}.pth"
     splits = datasets(config, root, ("train", "val"))
-    fingerprint = fingerprint_of(splits)
+    fingerprint = fingerprint_of(splits, weights)
 
     segmenter_config = replace(config, decoder_epochs=0, outlier_epochs=0, fine_outlier_head=False)  # no parts yet
     model = build_model(segmenter_config)
@@ -62,15 +62,16 @@ def train(
         extras = {"history": fit_segmenter(model, splits, segmenter_config, run_dir, fingerprint)}
     else:
         extras = kept_extras(config, given)
-    if config.decoder_epochs:
+    if config.decoder_epochs and not hasattr(model, "decoder"):
         settings.seed_everything(config.seed)
         model.decoder = build_decoder(config, model.backbone)
-        if not taken_over(model.decoder, "decoder", config, given):
-            extras["decoder_history"] = fit_decoder(model, splits, config, run_dir / "decoder", fingerprint)
+        extras["decoder_history"] = fit_decoder(model, splits, config, run_dir / "decoder", fingerprint)
     if config.outlier_epochs:
         settings.seed_everything(config.seed)
         model.outlier_head = build_outlier_head(config, model.backbone)
-        if not taken_over(model.outlier_head, "outlier_head", config, given):
+        if trained_alike(config, given):
+            load_part(model, "outlier_head", given, weights)
+        else:
             extras["outlier_history"] = outliers.fit(
                 model, splits["train"], splits["val"], config, run_dir / "outliers", fingerprint
             )
@@ -94,17 +95,18 @@ def check_batch_size(config: Config) -> None:
         )
 
 
-def fingerprint_of(splits: dict[str, RoadDataset]) -> str:
-    """SHA-256 over the names and contents of the training files: a run is resumed with the same ones alone."""
+def fingerprint_of(splits: dict[str, RoadDataset], weights: Path | None) -> str:
+    """SHA-256 of the training files, and of the weights to begin with: a run is resumed with the same ones alone."""
     files = {path for dataset in splits.values() for path in paths(dataset)}
-    return records.fingerprint(files, splits["train"].root)["sha256"]
+    fingerprint = records.fingerprint(files, splits["train"].root)["sha256"]
+    return f"{fingerprint} from {records.fingerprint([weights], weights.parent)['sha256']}" if weights else fingerprint
 
 
 def start_from(model: nn.Module, config: Config, weights: Path | None) -> dict:
     """Fill a fresh segmenter from ``weights``: a checkpoint of this system, or the config's ``pretrained`` weights.
 
-    Of a checkpoint, backbone, ASPP and the class rows of equal names are taken over, whatever data set it is of.
-    Returns the checkpoint's content, {} for pretrained weights.
+    Of a checkpoint, backbone, ASPP and the class rows of equal names are taken over, whatever data set it is of; of one
+    of the same data set, its decoder too, where the config has one. Returns its content, {} for pretrained weights.
     """
     content = checkpoints.read(weights) if weights else {}
     if "format" not in content:
@@ -118,6 +120,11 @@ def start_from(model: nn.Module, config: Config, weights: Path | None) -> dict:
         f"{weights}: starts from its weights, with the rows of {len(shared)} of {len(classes)} classes: "
         f"{', '.join(shared)}"
     )
+    has_decoder = any(name.startswith("decoder.") for name in content["weights"])
+    if has_decoder and config.decoder_epochs and content["config"]["dataset"] == config.dataset:
+        model.decoder = build_decoder(config, model.backbone)
+        load_part(model, "decoder", content, weights)
+        print(f"{weights}: its decoder is taken over too")
     return content
 
 
@@ -130,20 +137,18 @@ def kept_extras(config: Config, given: dict) -> dict:
     return dict(given.get("extras", {}))
 
 
-def taken_over(part: nn.Module, name: str, config: Config, given: dict) -> bool:
-    """Fill a decoder or outlier head from the checkpoint that training began with, if it was trained there alike.
-
-    It was if nothing before it changed (``epochs=0``), and ``PARTS`` names no setting in which the configs differ.
-    """
+def trained_alike(config: Config, given: dict) -> bool:
+    """Whether the weights to begin with have this network and an outlier head of the same settings."""
     if config.epochs:
         return False
     theirs = Config().plain() | Config.current(given["config"])
-    if any(theirs[setting] != getattr(config, setting) for setting in PARTS[name]):
-        return False
-    prefix = f"{name}."
-    state = {key.removeprefix(prefix): value for key, value in given["weights"].items() if key.startswith(prefix)}
-    checkpoints.load_weights(part, state, f"{name} of the weights to begin with")
-    return True
+    return all(theirs[setting] == getattr(config, setting) for setting in HEAD_SETTINGS)
+
+
+def load_part(model: nn.Module, name: str, given: dict, source: Path) -> None:
+    """Fill a decoder or outlier head from a checkpoint's content."""
+    state = {key.removeprefix(f"{name}."): v for key, v in given["weights"].items() if key.startswith(f"{name}.")}
+    checkpoints.load_weights(model.get_submodule(name), state, source)
 
 
 def class_names(dataset: str) -> list[str]:
@@ -155,7 +160,7 @@ def class_names(dataset: str) -> list[str]:
 def fit_segmenter(
     model: nn.Module, splits: dict[str, RoadDataset], config: Config, run_dir: Path, fingerprint: str | None
 ) -> list[dict]:
-    """Train (or resume) DeepLabV3 with both its heads; returns the history."""
+    """Train (or resume) DeepLabV3 with both its heads, and the decoder that it may have; returns the history."""
     weights = class_weights(splits["train"]).to(settings.DEVICE) if config.balance else None
     loaders = get_dataloaders(config, splits)
     return training.fit(

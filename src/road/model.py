@@ -59,11 +59,25 @@ def stages(backbone: str) -> list[str]:
     return [name.removeprefix("features.") for name in backbones.BACKBONES[backbone].stages]
 
 
-def deeplabv3(backbone: str, num_classes: int, output_stride: int, width: float = 1.0) -> DeepLabV3:
+class Segmenter(DeepLabV3):
+    """torchvision's DeepLabV3 with an auxiliary head, and a ``decoder`` of its logits if it is given one.
+
+    ``forward`` maps images (B,3,H,W) to ``{"out", "aux"}``, logits (B,K,H,W) each.
+    """
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        if not hasattr(self, "decoder"):
+            return super().forward(images)
+        features = layer_outputs(self.backbone, self.decoder.names, images)
+        middle = features[self.decoder.names[2]]
+        logits = {"out": class_logits(self, features), "aux": self.aux_classifier(middle)}
+        return {name: F.interpolate(of_head, images.shape[-2:], mode="bilinear") for name, of_head in logits.items()}
+
+
+def deeplabv3(backbone: str, num_classes: int, output_stride: int, width: float = 1.0) -> Segmenter:
     """A randomly initialised DeepLabV3 with both heads.
 
-    ``forward`` maps images (B,3,H,W) to ``{"out", "aux"}``, logits (B,num_classes,H,W) each. ``output_stride`` is 8 or
-    16; ``width`` scales the channels of mobilenet_v2. torchvision's own DeepLabV3-ResNet50 is
+    ``output_stride`` is 8 or 16; ``width`` scales the channels of mobilenet_v2. torchvision's own DeepLabV3-ResNet50 is
     ``("resnet50", classes, 8)``.
     """
     if backbone == "mobilenet_v2":
@@ -76,7 +90,7 @@ def deeplabv3(backbone: str, num_classes: int, output_stride: int, width: float 
     if output_stride == 8:
         _dilate(features, fine, middle, 2)
     head = DeepLabHead(_channels(features[deep]), num_classes, ATROUS_RATES[output_stride])
-    return DeepLabV3(features, head, FCNHead(_channels(features[middle]), num_classes))
+    return Segmenter(features, head, FCNHead(_channels(features[middle]), num_classes))
 
 
 def _dilate(features: nn.ModuleDict, before: str, last: str, dilation: int) -> None:
@@ -224,7 +238,7 @@ def infer(model: nn.Module, images: Tensor, size: tuple[int, int]) -> tuple[Tens
 
 
 # --------------------------------------------------------------------------------------- weight files
-def load_pretrained(model: DeepLabV3, backbone: str, pretrained: str, file: Path | str | None) -> None:
+def load_pretrained(model: Segmenter, backbone: str, pretrained: str, file: Path | str | None) -> None:
     """Fill the model from ``file``, or from torchvision online: ``imagenet`` (backbone) or ``coco`` (all but
     the class layers, resnet50 only). ``none`` leaves it as it is, and refuses a file.
     """
@@ -238,13 +252,13 @@ def load_pretrained(model: DeepLabV3, backbone: str, pretrained: str, file: Path
         raise settings.InputError(f"{file} would not be used: set pretrained=imagenet or coco")
 
 
-def _load_backbone(model: DeepLabV3, state: dict[str, Tensor], source: Any) -> None:
+def _load_backbone(model: Segmenter, state: dict[str, Tensor], source: Any) -> None:
     state = {name.removeprefix("features."): tensor for name, tensor in state.items()}
     expected = model.backbone.state_dict().keys()
     checkpoints.load_weights(model.backbone, {name: state[name] for name in expected & state.keys()}, source)
 
 
-def load_segmentation(model: DeepLabV3, state: dict[str, Tensor], source: Any, drop_classes: bool = False) -> None:
+def load_segmentation(model: Segmenter, state: dict[str, Tensor], source: Any, drop_classes: bool = False) -> None:
     """Load a torchvision-named DeepLabV3 state dict.
 
     An auxiliary head of another shape (an old checkpoint's) is dropped with a line saying so; with ``drop_classes``
@@ -265,7 +279,7 @@ def _shape(state: dict[str, Tensor], name: str) -> torch.Size | None:
 
 
 def load_by_class(
-    model: DeepLabV3, state: dict[str, Tensor], source: Any, their_classes: Sequence[str], classes: Sequence[str]
+    model: Segmenter, state: dict[str, Tensor], source: Any, their_classes: Sequence[str], classes: Sequence[str]
 ) -> list[str]:
     """Fill a model of ``classes`` from the weights of one of ``their_classes``; its decoder and head are left.
 

@@ -23,6 +23,7 @@ class Config(SystemConfig):
         "average_flips": "tta",
         "look_weight": "activation_weight",
         ("backbone", "trace_resnet"): ENVELOPE,
+        ("method", "from_numbers summary"): "from_numbers",  # of an ablation's record
     }
     REMOVED = {
         "label_smoothing": 0.0,

@@ -1,12 +1,10 @@
 """Classify a series from its numbers, without a plot: what a practitioner would do, and the ceiling for the plots.
 
-Two kinds of features, each with a classifier of scikit-learn: random convolution kernels (ROCKET: Dempster, Petitjean
-and Webb, arXiv:1910.13051) under a linear discriminant with a shrunk covariance, which is their ridge classifier with
-probabilities; and summary features under gradient boosted trees. No series is cut or resampled.
+Summary features under gradient boosted trees. No series is cut or resampled.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 from itertools import combinations
 from multiprocessing import get_context
 from typing import Self
@@ -19,9 +17,7 @@ from tqdm import tqdm
 from src import settings
 from src.synthetic.time_series import CLASSES, generate
 
-KINDS = ("kernels", "summary")
 SHORTEST = 50  # samples
-DILATIONS, KERNELS = 8, 64  # of the kernels, and kernels of each
 BINS = 50  # means of a series that curves are fitted to
 FEW = 1000  # series that one process is enough for
 LAGS = (1, 2, 3, 4, 5, 8, 12, 20, 30)
@@ -34,34 +30,6 @@ def _z(x: np.ndarray) -> np.ndarray:
 def _size(values: np.ndarray) -> list[float]:
     """Length and scale: not every class of series is normalised."""
     return [np.log(len(values)), np.log(values.std()), values.mean(), values.min(), values.max()]
-
-
-# ---------------------------------------------------------------------------------------- random kernels
-@cache
-def _kernels(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    rng = np.random.default_rng(seed)
-    weights = rng.standard_normal((2 * DILATIONS, KERNELS, 1, 9))
-    weights -= weights.mean(3, keepdims=True)
-    return torch.from_numpy(weights).float(), torch.from_numpy(rng.uniform(-1, 1, (2 * DILATIONS, KERNELS))).float()
-
-
-def random_kernels(values: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Features float32 (2053,) of a series (n,): two of each of 1024 random kernels, and its length and scale.
-
-    Half of the kernels see the standardised series, half its differences (as in MultiRocket, arXiv:2102.00457). They
-    have nine weights N(0,1), less their mean, and a bias U(-1,1). The two are the share of positive outputs and the
-    logarithm of the largest. Dilations are powers of (n-1)/8, from 1 to where a kernel spans the series, so that the
-    features of series of different lengths compare.
-    """
-    weights, biases = _kernels(seed)
-    pooled = []
-    for half, x in enumerate((_z(values), _z(np.diff(values)))):
-        x = torch.from_numpy(x[None]).float()
-        for i, exponent in enumerate(np.linspace(0, 1, DILATIONS), half * DILATIONS):
-            d = int(((x.shape[1] - 1) / 8) ** exponent + 1e-9)
-            response = torch.conv1d(x, weights[i], biases[i], padding=4 * d, dilation=d)
-            pooled += [(response > 0).float().mean(1), response.amax(1).clamp(min=0).log1p()]
-    return np.concatenate([*pooled, np.float32(_size(values))])
 
 
 # -------------------------------------------------------------------------------------- summary features
@@ -153,13 +121,14 @@ def summary_features(values: np.ndarray) -> np.ndarray:
 
 # ------------------------------------------------------------------------------------------- classifiers
 class FromNumbers:
-    """A classifier of series (n,) of any lengths from 50; ``kind``: one of KINDS."""
+    """A classifier of series (n,) of any lengths from 50."""
 
-    def __init__(self, kind: str, seed: int = settings.SEED) -> None:
-        if kind not in KINDS:
-            raise settings.InputError(f"kind={kind!r}: expected one of {', '.join(KINDS)}")
-        self.transform = partial(random_kernels, seed=seed) if kind == "kernels" else summary_features
-        self.classifier = _discriminant() if kind == "kernels" else _boosted_trees(seed)
+    def __init__(self, seed: int = settings.SEED) -> None:
+        from sklearn.ensemble import HistGradientBoostingClassifier
+
+        self.classifier = HistGradientBoostingClassifier(
+            learning_rate=0.15, max_iter=200, early_stopping=True, random_state=seed
+        )
 
     def features(self, series: Sequence[np.ndarray]) -> np.ndarray:
         """float32 (N,F). Raises InputError for a series of less than 50 samples; all are finite and not constant."""
@@ -168,7 +137,7 @@ class FromNumbers:
             raise settings.InputError(
                 f"series {short[0]} is too short: leave out what has less than {SHORTEST} samples"
             )
-        return np.stack(_map(self.transform, series, "features"))
+        return np.stack(_map(summary_features, series, "features"))
 
     def fit(self, series: Sequence[np.ndarray], labels: np.ndarray) -> Self:
         """Train on N series with labels int (N,), indices into CLASSES, of which some may be missing."""
@@ -180,20 +149,6 @@ class FromNumbers:
         probabilities = np.zeros((len(series), len(CLASSES)))
         probabilities[:, self.classifier.classes_] = self.classifier.predict_proba(self.features(series))
         return probabilities
-
-
-def _discriminant():
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage=1e-3))
-
-
-def _boosted_trees(seed: int):
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
-    return HistGradientBoostingClassifier(learning_rate=0.15, max_iter=200, early_stopping=True, random_state=seed)
 
 
 def draw_numbers(split: str, numbers: range, seed: int = settings.SEED) -> tuple[list[np.ndarray], np.ndarray]:

@@ -1,4 +1,4 @@
-"""The decoder adds nothing at first, learns on a frozen network, and is kept where nothing before it changed."""
+"""The decoder adds nothing at first, learns on a frozen network, and later along with it; runs know their weights."""
 
 from dataclasses import replace
 
@@ -95,6 +95,43 @@ def test_no_epochs_need_weights_of_the_same_data_set(refined, mini_root, camvid_
         road.train(replace(refined.config, epochs=0), mini_root, **paths)
     with pytest.raises(settings.InputError, match="epochs=0: expected --weights of a segmenter trained on camvid"):
         road.train(replace(refined.config, epochs=0, dataset="camvid"), camvid_root, weights=refined.source, **paths)
+
+
+def test_forward_gives_the_decoder_s_logits_and_those_of_the_auxiliary_head(tiny_config):
+    plain = road.build_model(tiny_config).eval()
+    model = road.build_model(replace(tiny_config, decoder_epochs=1)).eval()
+    with torch.no_grad():
+        model.decoder.net[-1].bias[3] += 7
+    images = torch.randn(2, 3, 48, 80, generator=torch.Generator().manual_seed(0))
+    checkpoints.load_weights(plain, segmenter(model.state_dict()), "the segmenter")
+    outputs, without = model(images), plain(images)
+    assert torch.allclose(outputs["aux"], without["aux"], atol=1e-5)
+    assert torch.allclose(outputs["out"], models.infer(model, images, (48, 80))[0], atol=1e-5)
+    assert not torch.allclose(outputs["out"], without["out"], atol=1)
+
+
+def test_a_decoder_that_is_there_is_trained_with_the_segmenter(refined, mini_root, tmp_path):
+    config = replace(refined.config, epochs=1, lr=1e-3, decoder_epochs=5, outlier_epochs=0)
+    run = tmp_path / "run"
+    trained = road.train(config, mini_root, weights=refined.source, run_dir=run, out=tmp_path / "joint.pth")
+    assert not (run / "decoder").exists() and set(trained.extras) == {"history", "calibration"}
+    state, before = trained.model.state_dict(), refined.model.state_dict()
+    weights = [name for name in state if name.endswith("weight")]
+    assert "decoder.net.4.weight" in weights and "backbone.0.0.weight" in weights
+    assert not any(torch.equal(state[name], before[name]) for name in weights)
+
+
+def test_a_run_is_resumed_with_the_weights_it_began_with(refined, tiny_weights, mini_root, tmp_path):
+    config = replace(refined.config, epochs=1, outlier_epochs=0)
+    paths = {"run_dir": tmp_path / "run", "out": tmp_path / "out.pth"}
+    first = road.train(config, mini_root, weights=refined.source, **paths)
+    again = road.train(config, mini_root, weights=refined.source, **paths)
+    assert same(first.model.state_dict(), again.model.state_dict())
+    for other in (tiny_weights, None):
+        with pytest.raises(checkpoints.CheckpointError, match="run on other data, or from other weights: move"):
+            road.train(
+                replace(config, decoder_epochs=0) if other is None else config, mini_root, weights=other, **paths
+            )
 
 
 def test_a_bare_state_dict_has_no_decoder(tiny_weights, tiny_config, tmp_path):

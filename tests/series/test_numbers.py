@@ -5,7 +5,7 @@ import pytest
 
 from src import settings
 from src.series import numbers
-from src.series.numbers import FromNumbers, random_kernels, summary_features
+from src.series.numbers import FromNumbers, summary_features
 from src.synthetic.time_series import CLASSES, generate
 
 EASY = ("deterministic_trend", "stochastic_trend", "volatility")  # separable by forty examples each
@@ -21,35 +21,12 @@ def drawn(plenty, classes, start: int, stop: int) -> tuple[list[np.ndarray], np.
     return [values for values, _ in pairs], np.array([label for _, label in pairs])
 
 
-@pytest.mark.parametrize(("features", "count"), [(random_kernels, 2053), (summary_features, 213)])
 @pytest.mark.parametrize("n", [50, 97, 1000, 10_000])
-def test_features_have_one_size_for_all_lengths(features, count, n):
-    vector = features(noise(n))
-    assert vector.dtype == np.float32 and vector.shape == (count,)
-    assert np.isfinite(vector).all() and np.array_equal(vector, features(noise(n)))
-    assert not np.array_equal(vector, features(noise(n, seed=1)))
-
-
-def test_a_kernel_is_a_dilated_convolution_pooled_twice():
-    x, last = noise(200), numbers.DILATIONS - 1
-    weights, biases = (part.numpy().astype(float) for part in numbers._kernels(0))
-    z, d = (x - x.mean()) / x.std(), 199 // 8
-    np.testing.assert_allclose(weights.sum(3), 0, atol=1e-5)
-    padded = np.pad(z, 4 * d)
-    response = sum(weights[last, 5, 0, k] * padded[k * d : k * d + 200] for k in range(9)) + biases[last, 5]
-    features = random_kernels(x)
-    start = last * 2 * numbers.KERNELS
-    assert features[start + 5] == pytest.approx((response > 0).mean(), abs=0.006)
-    assert features[start + numbers.KERNELS + 5] == pytest.approx(np.log1p(max(response.max(), 0)), abs=1e-4)
-
-
-def test_kernels_depend_on_the_seed_and_on_scale_only_in_the_last_five():
-    x = noise(300)
-    y = 30 * x + 7
-    np.testing.assert_allclose(random_kernels(x)[:-5], random_kernels(y)[:-5], atol=0.01)
-    size = [np.log(300), np.log(y.std()), y.mean(), y.min(), y.max()]
-    np.testing.assert_allclose(random_kernels(y)[-5:], size, rtol=1e-5)
-    assert abs(random_kernels(x)[:-5] - random_kernels(x, seed=1)[:-5]).mean() > 0.05
+def test_features_have_one_size_for_all_lengths(n):
+    vector = summary_features(noise(n))
+    assert vector.dtype == np.float32 and vector.shape == (213,)
+    assert np.isfinite(vector).all() and np.array_equal(vector, summary_features(noise(n)))
+    assert not np.array_equal(vector, summary_features(noise(n, seed=1)))
 
 
 def test_whitening_finds_the_autoregression():
@@ -76,21 +53,18 @@ def test_every_family_fits_its_own_curve_alone(n):
     assert r2["bend"]["line"] < 0.5 and r2["step"]["bump"] < 0.5 and r2["bump"]["step"] < 0.5
 
 
-def test_kernels_and_summary_learn(plenty):
+def test_the_classifier_learns(plenty):
     (series, labels), (unseen, truth) = drawn(plenty, EASY, 0, 60), drawn(plenty, EASY, 60, 120)
-    for kind in numbers.KINDS:
-        probabilities = FromNumbers(kind).fit(series, labels).probabilities(unseen)
-        assert probabilities.shape == (len(unseen), 9)
-        np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
-        assert set(np.flatnonzero(probabilities.any(0))) == set(labels)
-        assert (probabilities.argmax(1) == truth).mean() > 0.85, kind
+    probabilities = FromNumbers().fit(series, labels).probabilities(unseen)
+    assert probabilities.shape == (len(unseen), 9)
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+    assert set(np.flatnonzero(probabilities.any(0))) == set(labels)
+    assert (probabilities.argmax(1) == truth).mean() > 0.85
 
 
-def test_short_series_and_unknown_kinds_are_refused():
+def test_short_series_are_refused():
     with pytest.raises(settings.InputError, match="series 1 .* 50 samples"):
-        FromNumbers("summary").features([noise(50), noise(49)])
-    with pytest.raises(settings.InputError, match="'plots'.*kernels, summary"):
-        FromNumbers("plots")
+        FromNumbers().features([noise(50), noise(49)])
 
 
 def test_two_processes_keep_the_order(monkeypatch):
