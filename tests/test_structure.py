@@ -41,7 +41,7 @@ ON_FIRST_USE = {
     "distribution",
     "PROTOCOL",
 }
-MODULE_LINES, SRC_TOKENS = 420, 125_200
+MODULE_LINES, SRC_TOKENS = 420, 125_000
 FILES = sorted(SRC.rglob("*.py"))
 TREES = {file.relative_to(SRC).as_posix(): ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 
