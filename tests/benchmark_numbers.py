@@ -31,14 +31,8 @@ def measured(options) -> tuple[dict, dict, dict]:
     metrics = measure(probabilities, truth, CLASSES)
     metrics["lengths"] = by_length(probabilities.argmax(1) == truth, lengths)
     metrics["seconds"] = {"fit": fitted - started, "predict": perf_counter() - fitted}
-    return (
-        {"seed": settings.SEED},
-        {"dataset": "generated", "train": len(series), "test": len(unseen)},
-        {
-            "accuracy": metrics["accuracy"],
-            "kinds": {"summary": metrics},
-        },
-    )
+    data = {"dataset": "generated", "train": len(series), "test": len(unseen)}
+    return {"seed": settings.SEED}, data, {"accuracy": metrics["accuracy"], "kinds": {"summary": metrics}}
 
 
 def show(metrics: dict) -> None:

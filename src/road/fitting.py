@@ -1,5 +1,6 @@
 """Train a road model: the segmenter, its decoder, its outlier head; then calibrate the scores."""
 
+import hashlib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -99,7 +100,7 @@ def fingerprint_of(splits: dict[str, RoadDataset], weights: Path | None) -> str:
     """SHA-256 of the training files, and of the weights to begin with: a run is resumed with the same ones alone."""
     files = {path for dataset in splits.values() for path in paths(dataset)}
     fingerprint = records.fingerprint(files, splits["train"].root)["sha256"]
-    return f"{fingerprint} from {records.fingerprint([weights], weights.parent)['sha256']}" if weights else fingerprint
+    return f"{fingerprint} from {hashlib.sha256(weights.read_bytes()).hexdigest()}" if weights else fingerprint
 
 
 def start_from(model: nn.Module, config: Config, weights: Path | None) -> dict:
